@@ -1,0 +1,1 @@
+"""The web console and the Django project: settings, URLs, Celery, the processes."""

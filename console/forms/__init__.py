@@ -1,0 +1,1 @@
+"""Forms of the console: one per action; they validate and do not save."""

@@ -1,0 +1,52 @@
+"""Celery tasks that carry out the store's own work: its asynchronous jobs. As in `bots.tasks`, messages are only bells."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+from celery import shared_task, signals
+from kombu.exceptions import OperationalError
+
+from fhirstore.api import due_jobs, expire_files, run_due_jobs, stop_jobs, sweep_binaries
+
+_log = logging.getLogger(__name__)
+_broker_is_away = threading.Event()
+
+
+@shared_task(ignore_result=True)
+def run_jobs() -> None:
+    """Run the store's jobs that are due."""
+    run_due_jobs()
+
+
+@shared_task(ignore_result=True)
+def sweep() -> None:
+    """Find the jobs and files that a lost message or a dead process has left behind."""
+    sweep_binaries()
+    expire_files()
+    for _ in range(min(due_jobs(), 4)):
+        _send(run_jobs)
+
+
+def ring_jobs() -> None:
+    """Say that there is a job: called in a background thread after a commit of this process."""
+    _send(run_jobs)
+
+
+def _send(task: Any) -> None:
+    try:
+        task.apply_async(queue="system")
+    except (OperationalError, OSError) as error:
+        if not _broker_is_away.is_set():  # once; the sweep finds what these bells were about
+            _log.warning("The message broker cannot be reached (%s): jobs are late", type(error).__name__)
+            _broker_is_away.set()
+    else:
+        _broker_is_away.clear()
+
+
+@signals.worker_shutting_down.connect
+def _stop_jobs(**_: Any) -> None:
+    """Leave long jobs to the next worker instead of making everybody wait for their end."""
+    stop_jobs()

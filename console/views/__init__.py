@@ -1,0 +1,1 @@
+"""Pages of the console: plain functions, one page or fragment each."""

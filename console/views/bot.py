@@ -1,0 +1,180 @@
+"""Bots: list, create, timeline, Subscriptions, events."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.views.decorators.http import require_http_methods, require_safe
+
+from bots.api import bot_create, deployment_current
+from console import access, tables
+from console.forms.bot import BotForm
+from console.htmx import render_page
+from console.story import bot_story
+from console.timeline import Run, run_of
+from console.views.auditevent import event_filters, event_page
+from console.views.resource import page_context
+from console.views.subscription import news_url, subscription_rows
+from fhirstore.api import FhirError, Repository, Stored, parse
+
+PAGE: Final = 20
+MAX_RECENT: Final = 1000
+"""AuditEvents of the last 24 hours that are counted for a list of Bots."""
+
+
+@dataclass(frozen=True, slots=True)
+class BotRow:
+    """A Bot in the list."""
+
+    id: str
+    name: str
+    description: str
+    updated: str
+    deployed: bool
+    subscriptions: int
+    last_run: Run | None
+    errors: int
+
+
+@require_safe
+def bot_list(request: HttpRequest) -> HttpResponse:
+    """All Bots with their health."""
+    repository = access.admin(request)
+    wanted = request.GET.get("name", "").strip()
+    offset = tables.offset_of(request.GET)
+    query = [("_sort", "-_lastUpdated"), ("_count", str(PAGE)), ("_offset", str(offset))]
+    found = repository.search(parse("Bot", query + ([("name:contains", wanted)] if wanted else [])))
+    keep = [("name", wanted)] if wanted else []
+    context = {
+        "rows": bot_rows(repository, found.entries),
+        "name": wanted,
+        "previous": f"?{tables.with_parameters(keep, offset=max(offset - PAGE, 0))}" if offset else "",
+        "next": f"?{tables.with_parameters(keep, offset=offset + PAGE)}" if found.has_next else "",
+    }
+    return render_page(request, "bot/list.html", context)
+
+
+def bot_rows(repository: Repository, bots: Sequence[Stored]) -> list[BotRow]:
+    """Add to Bots what the list tells about them, by two further searches however many they are."""
+    if not bots:
+        return []
+    references = ",".join(f"Bot/{bot.id}" for bot in bots)
+    subscriptions = repository.search(
+        parse("Subscription", [("url", references), ("_count", "1000")])
+    ).entries
+    targets = Counter((s.resource.get("channel") or {}).get("endpoint") for s in subscriptions)
+    runs = recent_runs(repository, references)
+    rows = []
+    for stored in bots:
+        bot, reference = stored.resource, f"Bot/{stored.id}"
+        own = [run for run in runs if run.bot is not None and run.bot.get("reference") == reference]
+        rows.append(
+            BotRow(
+                id=stored.id,
+                name=bot.get("name") or f"Bot {stored.id.split('-')[0]}",
+                description=bot.get("description") or "",
+                updated=bot["meta"]["lastUpdated"],
+                deployed=bool((bot.get("executableCode") or {}).get("url")),
+                subscriptions=targets[reference],
+                last_run=own[0] if own else None,
+                errors=sum(not run.ok for run in own),
+            )
+        )
+    return rows
+
+
+def recent_runs(repository: Repository, references: str = "", count: int = MAX_RECENT) -> list[Run]:
+    """Bot runs of the last 24 hours, newest first."""
+    since = datetime.now(UTC) - timedelta(hours=24)
+    query = [
+        ("_lastUpdated", f"ge{since.isoformat(timespec='seconds')}"),
+        ("type", "execute"),
+        ("_sort", "-_lastUpdated"),
+        ("_count", str(count)),
+    ]
+    if references:
+        query.append(("entity", references))
+    return [run_of(stored.resource) for stored in repository.search(parse("AuditEvent", query)).entries]
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def bot_new(request: HttpRequest) -> HttpResponse:
+    """Create a Bot; the acknowledgement names its id and the next steps."""
+    repository = access.admin(request)
+    policies = [
+        (f"AccessPolicy/{stored.id}", stored.resource.get("name") or stored.id)
+        for stored in repository.search(parse("AccessPolicy", [("_sort", "name"), ("_count", "200")])).entries
+    ]
+    form = BotForm(policies, request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        data = form.cleaned_data
+        try:
+            created = bot_create(
+                repository,
+                name=data["name"],
+                description=data["description"] or None,
+                access_policy=data["access_policy"] or None,
+                language=data["language"],
+            )
+        except FhirError as error:
+            form.add_error(None, str(error))
+        else:
+            return HttpResponseRedirect(f"/admin/bots/new?created={created.id}")
+    if request.method != "POST" and (id := request.GET.get("created")):
+        bot = repository.read("Bot", id).resource
+        return render_page(request, "bot/created.html", page_context(bot, "") | {"bot": bot})
+    context = {"form": form, "crumbs": [("Project", "/admin/project"), ("Bots", "/admin/bots")]}
+    return render_page(request, "bot/new.html", context, status=422 if form.errors else 200)
+
+
+@require_safe
+def bot_page(request: HttpRequest, id: str) -> HttpResponse:
+    """The story of a Bot: runs, saved versions and deployments, newest first."""
+    repository = access.admin(request)
+    stored, bot = access.read(repository, "Bot", id)
+    items, older = bot_story(repository, stored, before=request.GET.get("before"))
+    context = bot_context(repository, bot, "Timeline") | {
+        "items": items,
+        "older": older,
+        "empty": "Nothing has happened yet. Deploy the Bot, then press Execute.",
+        "news_url": news_url(f"Bot/{id}", items[0].moment if items else None)
+        if not request.GET.get("before")
+        else "",
+    }
+    return render_page(request, "bot/timeline.html", context)
+
+
+@require_safe
+def bot_subscriptions(request: HttpRequest, id: str) -> HttpResponse:
+    """The Subscriptions that call this Bot."""
+    repository = access.admin(request)
+    _stored, bot = access.read(repository, "Bot", id)
+    query = [("url", f"Bot/{id}"), ("_sort", "-_lastUpdated"), ("_count", "100")]
+    found = repository.search(parse("Subscription", query)).entries
+    context = bot_context(repository, bot, "Subscriptions") | {
+        "rows": subscription_rows(repository, found),
+        "never_deployed": deployment_current(repository, id) is None,
+    }
+    return render_page(request, "bot/subscriptions.html", context)
+
+
+@require_safe
+def bot_events(request: HttpRequest, id: str) -> HttpResponse:
+    """The runs of this Bot as a table."""
+    repository = access.admin(request)
+    _stored, bot = access.read(repository, "Bot", id)
+    page = event_page(repository, event_filters(request.GET), entity=f"Bot/{id}")
+    context = bot_context(repository, bot, "Event") | page | {"of_bot": True}
+    return render_page(request, "bot/events.html", context)
+
+
+def bot_context(repository: Repository, bot: dict[str, Any], tab: str) -> dict[str, Any]:
+    """What the pages of one Bot share: header, tabs, state."""
+    deployment = deployment_current(repository, bot["id"])
+    text = f"Deployed v{deployment.number}" if deployment else "Never deployed"
+    return page_context(bot, tab) | {"bot": bot, "deployment": deployment, "deployed_text": text}

@@ -1,0 +1,7 @@
+"""``python -m fhirbots``: the command."""
+
+import sys
+
+from fhirbots.cli import main
+
+sys.exit(main())

@@ -1,0 +1,3 @@
+export async function handler(medplum, event) {
+  console.log('Hello world');
+}

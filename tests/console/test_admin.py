@@ -1,0 +1,85 @@
+"""The project's pages and the overview."""
+
+from __future__ import annotations
+
+import re
+
+from tests.console.conftest import Person
+from tests.console.test_bot import record_run
+
+
+def test_the_project_page_offers_a_new_bot(alice: Person) -> None:
+    page = alice.page("/admin/project")
+    assert "Create new Bot" in page
+    assert alice.identity.project in page
+    assert "bots" in page
+
+
+def test_the_secret_of_a_client_is_shown_once_and_never_again(alice: Person, bot: str) -> None:
+    answer = alice.post("/admin/clients/new", {"name": "ci", "admin": "on"})
+    page = answer.content.decode()
+    client, secret = re.findall(r'data-copy="([^"]+)"', page)
+    assert len(secret) >= 32
+    pages = ["/admin/clients", "/admin/project", "/", "/ClientApplication?_fields=id,name,secret"]
+    pages += [
+        f"/ClientApplication/{client}{tab}"
+        for tab in ("", "/details", "/edit", "/edit?view=json", "/json", "/history")
+    ]
+    for url in pages:
+        assert secret not in alice.page(url), url
+    assert client in alice.page("/admin/clients")
+
+
+def test_a_client_needs_a_name(alice: Person) -> None:
+    assert alice.post("/admin/clients/new", {"name": ""}).status_code == 422
+
+
+def test_people_are_listed_with_their_role(alice: Person, bob: Person) -> None:
+    page = alice.page("/admin/users")
+    assert "Bob Member" in page
+    assert "Admin" in page
+
+
+def test_a_person_is_invited(alice: Person) -> None:
+    data = {"first_name": "Dora", "last_name": "New", "email": "dora@example.com", "role": "Practitioner"}
+    assert alice.post("/admin/invite", data | {"password": "short"}).status_code == 422
+    assert alice.post("/admin/invite", data)["Location"] == "/admin/users"
+    assert "Dora New" in alice.page("/admin/users")
+    again = alice.post("/admin/invite", data)
+    assert again.status_code == 422
+    assert "already a member" in again.content.decode()
+
+
+def test_bots_are_listed_by_membership(alice: Person, bot: str) -> None:
+    alice.repository.create({"resourceType": "Bot", "name": "orphan"})
+    page = alice.page("/admin/bots")
+    assert "hello-patient" in page
+    assert "full access to the project" in page
+    assert "Missing" in page
+
+
+def test_the_overview_teaches_the_first_steps_and_names_failing_bots(alice: Person, bot: str) -> None:
+    page = alice.page("/")
+    assert "First steps" in page
+    assert "Nothing needs you." in page
+    record_run(alice, bot, "boom", outcome="4")
+    record_run(alice, bot, "fine")
+    page = alice.page("/")
+    assert "1 failed run in 24 hours" in page
+    assert f"/Bot/{bot}/event?outcome=4,8,12" in page
+
+
+def test_another_projects_runs_do_not_count(alice: Person, charlie: Person, bot: str) -> None:
+    record_run(alice, bot, "boom", outcome="4")
+    assert "failed run" not in charlie.page("/")
+
+
+def test_health_is_a_fragment_for_admins(alice: Person, bob: Person) -> None:
+    assert "Database" in alice.page("/-/health")
+    bob.page("/-/health", 403)
+
+
+def test_unknown_addresses_get_the_shell(alice: Person) -> None:
+    page = alice.page("/nothing-here", 404)
+    assert "Not found, or not in this project" in page
+    assert "Project of alice" in page
