@@ -48,6 +48,7 @@ class _Local(threading.local):
     connection: Connection | None = None
     callbacks: list[Callable[[], None]] = []  # replaced by each transaction
     before_use: Callable[[], None] | None = None
+    proof: Callable[[], bool] | None = None
 
 
 _local = _Local()
@@ -216,24 +217,39 @@ def transaction() -> Iterator[Connection]:
         with _prompt():
             yield _local.connection
         return
-    with _borrowed() as borrowed:
-        borrowed.execute("BEGIN")
-        _local.connection = borrowed
-        callbacks: list[Callable[[], None]] = []
-        _local.callbacks = callbacks
-        try:
-            yield borrowed
-        except BaseException:
-            if not borrowed.closed:
-                borrowed.execute("ROLLBACK")
+    callbacks: list[Callable[[], None]] = []
+    proof: Callable[[], bool] | None = None
+    try:
+        with _borrowed() as borrowed:
+            borrowed.execute("BEGIN")
+            _local.connection = borrowed
+            _local.callbacks = callbacks
+            _local.proof = None
+            try:
+                yield borrowed
+            except BaseException:
+                if not borrowed.closed:
+                    borrowed.execute("ROLLBACK")
+                raise
+            finally:
+                _local.connection = None
+            proof = _local.proof
+            # PostgreSQL answers COMMIT with ROLLBACK when a statement had failed and its error was swallowed.
+            if borrowed.execute("COMMIT").statusmessage == "ROLLBACK":
+                raise psycopg.errors.InFailedSqlTransaction("a statement of this transaction failed before")
+    except DatabaseUnavailableError:
+        if proof is None or not proof():
             raise
-        finally:
-            _local.connection = None
-        # PostgreSQL answers COMMIT with ROLLBACK when a statement had failed and its error was swallowed.
-        if borrowed.execute("COMMIT").statusmessage == "ROLLBACK":
-            raise psycopg.errors.InFailedSqlTransaction("a statement of this transaction failed before")
     for callback in callbacks:
         _call(callback)
+
+
+def prove_by(proof: Callable[[], bool]) -> None:
+    """Say how to find out whether the transaction of this thread was committed, should the connection break at its COMMIT.
+
+    Whoever is told 503 tries again, MedplumClient by itself: what was committed must not be reported as failed.
+    """
+    _local.proof = proof
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
@@ -476,6 +476,8 @@ def write(
     Raises:
         FhirError: 409 if the id of a new resource is taken.
     """
+    is_stored = partial(_is_stored, project, stored)
+    database.prove_by(is_stored)
     if current is None and effect is None and _held.creates is not None and database.may_hold_back():
         _held.creates.append(_Create(project, stored, new, origin))
         if len(_held.creates) >= HELD_BACK:
@@ -507,12 +509,24 @@ def write(
     if effect is not None:
         statement += f" RETURNING {effect[0]}"
         parameters |= effect[1]
-    with database.connection() as connection:
-        written = connection.execute(statement, parameters, prepare=True).rowcount
-    if not written:
+    if not _execute(statement, parameters, is_stored):
         raise errors.conflict(f"The id {stored.id} is already taken")
     if watched:
         changes.ring()
+
+
+def _execute(statement: str, parameters: dict[str, Any], is_stored: Callable[[], bool]) -> bool:
+    try:
+        with database.connection() as connection:
+            return connection.execute(statement, parameters, prepare=True).rowcount > 0
+    except database.DatabaseUnavailableError:  # outside of a transaction: before the commit or after it?
+        if database.in_transaction() or not is_stored():
+            raise
+        return True
+
+
+def _is_stored(project: str, stored: Stored) -> bool:
+    return find_version(project, stored.type, stored.id, stored.version_id) is not None
 
 
 @cache

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import select
+import socket
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Queue
 
 import psycopg
 import pytest
+from django.db import connections
 from pytest_django import Settings
 
 from fhirstore import database, notices
@@ -104,9 +108,90 @@ def test_a_connection_that_breaks_in_between_is_a_clear_error(repository: Reposi
     assert repository.search_all("Patient", "") == []
 
 
-def test_an_absent_database_is_a_clear_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from django.db import connections
+class CuttingProxy:
+    """Stands between the store and PostgreSQL: once told to, it lets a statement through and cuts the line before its answer.
 
+    So breaks a connection whose server dies just after a commit.
+    """
+
+    def __init__(self, address: str | tuple[str, int]) -> None:
+        self._address = address
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self.cut_after = b""
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client = self._server.accept()[0]
+                family = socket.AF_UNIX if isinstance(self._address, str) else socket.AF_INET
+                upstream = socket.socket(family)
+                upstream.connect(self._address)
+                threading.Thread(target=self._serve, args=(client, upstream), daemon=True).start()
+
+    def _serve(self, client: socket.socket, upstream: socket.socket) -> None:
+        is_cut = False
+        with client, upstream, suppress(OSError):
+            while True:
+                for ready in select.select([client, upstream], [], [])[0]:
+                    data = ready.recv(65536)
+                    if not data or (is_cut and ready is upstream):
+                        self.cuts += is_cut
+                        return
+                    if ready is client and self.cut_after and self.cut_after in data:
+                        self.cut_after, is_cut = b"", True
+                    (upstream if ready is client else client).sendall(data)
+
+
+@pytest.fixture
+def proxy(database: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
+    """The store's connections lead through this one."""
+    from fhirstore.database import close
+
+    given = connections["default"].settings_dict
+    host, port = str(given["HOST"] or "127.0.0.1"), int(given["PORT"] or 5432)
+    made = CuttingProxy(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
+    close()
+    monkeypatch.setitem(given, "HOST", "127.0.0.1")
+    monkeypatch.setitem(given, "PORT", made.port)
+    yield made
+    monkeypatch.undo()
+    close()
+    made.close()
+
+
+def test_a_write_whose_answer_is_lost_is_not_reported_as_failed(
+    repository: Repository, proxy: CuttingProxy
+) -> None:
+    """Otherwise MedplumClient, which repeats what gets a 503, writes it twice."""
+    called: list[str] = []
+    repository.create(patient("Jones"))
+
+    proxy.cut_after = b"Smith"
+    created = repository.create(patient("Smith"))
+    assert proxy.cuts == 1
+    assert [each.id for each in repository.search_all("Patient", "family=Smith")] == [created.id]
+
+    proxy.cut_after = b"COMMIT"
+    with repository.transaction():
+        updated, _ = repository.update({**created.resource, "active": True})
+        database.on_commit(lambda: called.append("committed"))
+    assert proxy.cuts == 2
+    assert called == ["committed"]
+    assert repository.read("Patient", created.id) == updated
+
+    proxy.cut_after = b"Miller"
+    with pytest.raises(database.DatabaseUnavailableError), repository.transaction():
+        repository.create(patient("Miller"))
+    assert repository.search_all("Patient", "family=Miller") == []
+
+
+def test_an_absent_database_is_a_clear_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "WAIT", 0.5)
     monkeypatch.setitem(connections.settings["default"], "NAME", f"missing_{uuid.uuid4().hex}")
 
