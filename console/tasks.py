@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+import time
+from typing import Any, Final
 
 from celery import shared_task, signals
+from django.core.management import call_command
 from kombu.exceptions import OperationalError
 
-from fhirstore.api import due_jobs, expire_files, run_due_jobs, stop_jobs, sweep_binaries
+from fhirstore.api import (
+    due_jobs,
+    expire_files,
+    forget_old_logins_sometimes,
+    run_due_jobs,
+    stop_jobs,
+    sweep_binaries,
+)
+
+CLEANING: Final = 3600.0
+"""Seconds between two looks for sessions of the console that have expired."""
 
 _log = logging.getLogger(__name__)
 _broker_is_away = threading.Event()
+_next_cleaning = 0.0
 
 
 @shared_task(ignore_result=True)
@@ -28,6 +41,15 @@ def sweep() -> None:
     expire_files()
     for _ in range(min(due_jobs(), 4)):
         _send(run_jobs)
+    forget_old_logins_sometimes()
+    _forget_old_sessions_sometimes()
+
+
+def _forget_old_sessions_sometimes() -> None:
+    global _next_cleaning
+    if time.monotonic() >= _next_cleaning:
+        _next_cleaning = time.monotonic() + CLEANING
+        call_command("clearsessions")
 
 
 def ring_jobs() -> None:

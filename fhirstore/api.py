@@ -12,6 +12,7 @@ from fhirstore.auth.accounts import (
     membership_create,
     project_update,
 )
+from fhirstore.auth.cleaning import forget_old_logins_sometimes
 from fhirstore.auth.identities import (
     UserMembership,
     authenticate,
@@ -152,6 +153,7 @@ __all__ = [
     "find_project",
     "finish_job",
     "forbidden",
+    "forget_old_logins_sometimes",
     "handle",
     "handle_site_request",
     "has_operation",

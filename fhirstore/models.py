@@ -163,6 +163,8 @@ class Login(models.Model):
     """The refresh token before the last rotation, accepted for a short overlap."""
     refresh_rotated = models.DateTimeField(null=True)
     refresh_expires = models.DateTimeField(null=True)
+    access_expires = models.DateTimeField(null=True)
+    """When its last access token ends. None: not known, of logins older than this column; they stay until they are revoked."""
     revoked = models.DateTimeField(null=True)
     remote_address = models.GenericIPAddressField(null=True)
     user_agent = models.CharField(max_length=500, blank=True)

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Final
 
@@ -34,7 +34,8 @@ from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oauth2.rfc7662 import IntrospectionEndpoint
 from django.conf import settings
-from django.db.models import Q
+from django.db.models import DateTimeField, Q, Value
+from django.db.models.functions import Greatest
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.utils import timezone
 
@@ -50,6 +51,8 @@ SHORTEST_LIFETIME: Final = 360
 """Medplum's client takes a token that lives five minutes or less as expired already."""
 REFRESH_LIFETIME: Final = 14 * 86400
 """Seconds a refresh token works, unless the ClientApplication says otherwise."""
+LONGEST_LIFETIME: Final = 100 * 365 * 86400
+"""Seconds of any token, however many weeks the ClientApplication says: what comes after has to be a date still."""
 REFRESH_OVERLAP: Final = timedelta(minutes=1)
 """How long the former refresh token is still taken after a rotation: answers get lost."""
 CODE_LIFETIME: Final = timedelta(minutes=5)
@@ -132,7 +135,7 @@ class Client(ClientMixin):
 def _seconds(duration: str | None, default: int) -> int:
     """``1h`` and the like in seconds; the default for anything else."""
     found = _DURATION.fullmatch(duration or "")
-    return int(found[1]) * _UNITS[found[2]] if found else default
+    return min(int(found[1]) * _UNITS[found[2]], LONGEST_LIFETIME) if found else default
 
 
 class LoginRequiredError(OAuth2Error):
@@ -507,6 +510,7 @@ def login_start(
         nonce=nonce,
         remote_address=request.META.get("REMOTE_ADDR") or None,
         user_agent=request.headers.get("User-Agent", "")[:500],
+        access_expires=timezone.now(),
     )
 
 
@@ -551,6 +555,11 @@ def _tokens(
         "aud": settings.BASE_URL,
         "jti": str(uuid.uuid4()),
     }
+    # before the token is given away; a former one may last longer
+    expires = datetime.fromtimestamp(common["exp"], UTC)
+    models.Login.objects.filter(id=login.id).update(
+        access_expires=Greatest("access_expires", Value(expires, output_field=DateTimeField()))
+    )
     about = {"aud": client.id, "fhirUser": identity.profile, "auth_time": int(login.auth_time.timestamp())}
     if login.nonce:
         about["nonce"] = login.nonce

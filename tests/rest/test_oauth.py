@@ -6,10 +6,12 @@ import base64
 import hashlib
 import time
 import uuid
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 from django.utils import timezone
@@ -17,9 +19,10 @@ from joserfc import jwt
 from joserfc.jwk import KeySet
 from pytest_django import Settings
 
+from console.tasks import sweep
 from fhirstore import models
 from fhirstore.api import client_create
-from fhirstore.auth import keys, oauth
+from fhirstore.auth import cleaning, keys, oauth
 from fhirstore.auth.identities import memberships_of_user
 from fhirstore.errors import FhirError
 from tests.rest.conftest import FORM, Caller
@@ -475,6 +478,59 @@ def test_a_client_says_how_long_its_tokens_live_and_which_grants_it_uses(home: C
     login = models.Login.objects.get(id=keys.verify(tokens["access_token"])["login_id"])  # type: ignore[index]
     assert login.refresh_expires is not None
     assert abs((login.refresh_expires - timezone.now()).total_seconds() - 86400) < 3600
+
+
+def test_a_login_is_forgotten_only_when_none_of_its_tokens_can_be_used(home: Caller) -> None:
+    long, short = timezone.now() - timedelta(days=30), timezone.now() - timedelta(hours=1)
+
+    def aged(scope: str = "openid", **values: Any) -> tuple[str, dict[str, Any]]:
+        """A login of a month ago, all of it over but for `values`."""
+        tokens = redeem(home, login_with_code(home, scope=scope)).json()
+        login_id = keys.verify(tokens["access_token"])["login_id"]  # type: ignore[index]
+        over = {"auth_time": long, "code_expires": long, "access_expires": long}
+        models.Login.objects.filter(id=login_id).update(**over | values)
+        return login_id, tokens
+
+    made = client_create(home.repository, name="App", accessTokenLifetime="999999w")
+    app = Caller(home.project, made["id"], made["secret"], "", "")
+    lasting = ask(app, credentials(app)).json()["access_token"]
+    living = keys.verify(lasting)["login_id"]  # type: ignore[index]
+    models.Login.objects.filter(id=living).update(auth_time=long)
+    refreshable, tokens = aged("openid offline")
+    kept = {living, refreshable, aged(access_expires=None)[0], aged(code_expires=timezone.now())[0]}
+    kept |= {aged(revoked=short, access_expires=None)[0], aged(auth_time=short, access_expires=short)[0]}
+    gone = {
+        aged()[0],
+        aged("offline", refresh_expires=long)[0],
+        aged(revoked=long, access_expires=None)[0],
+    }
+
+    cleaning.forget_old_logins()
+    left = {str(id) for id in models.Login.objects.filter(id__in=kept | gone).values_list("id", flat=True)}
+    assert left == kept
+    assert home.send("GET", "Patient", authorization=f"Bearer {lasting}").status_code == 200
+    refresh = {"grant_type": "refresh_token", "client_id": "medplum-cli"}
+    assert ask(home, {**refresh, "refresh_token": tokens["refresh_token"]}).status_code == 200
+    login = models.Login.objects.get(id=refreshable)
+    assert login.access_expires is not None
+    assert login.access_expires > timezone.now(), "of the new access token"
+
+
+def test_the_sweep_forgets_logins_and_sessions_that_are_over(home: Caller) -> None:
+    long = timezone.now() - timedelta(days=30)
+    access = token(home)
+    logins = models.Login.objects.filter(id=keys.verify(access)["login_id"])  # type: ignore[index]
+    logins.update(auth_time=long, access_expires=long)
+    Session.objects.create(session_key="over", session_data="", expire_date=long)
+    Session.objects.create(
+        session_key="going", session_data="", expire_date=timezone.now() + timedelta(days=1)
+    )
+    sweep()
+    assert not logins.exists()
+    assert home.send("POST", "/oauth2/logout", {}, authorization=f"Bearer {access}").status_code == 401
+    assert list(Session.objects.filter(session_key__in=("over", "going")).values_list("pk", flat=True)) == [
+        "going"
+    ]
 
 
 def test_a_code_alone_opens_nothing(home: Caller) -> None:
