@@ -556,7 +556,7 @@ def _tokens(
         "jti": str(uuid.uuid4()),
     }
     # before the token is given away; a former one may last longer
-    expires = datetime.fromtimestamp(common["exp"], UTC)
+    expires = datetime.fromtimestamp(now + lifetime, UTC)
     models.Login.objects.filter(id=login.id).update(
         access_expires=Greatest("access_expires", Value(expires, output_field=DateTimeField()))
     )
