@@ -292,7 +292,7 @@ def _event(request: ExecutionRequest, context: Context) -> dict[str, Any]:
 
 
 def _client_headers(request: ExecutionRequest, context: Context) -> dict[str, str]:
-    """What the Bot's client sends with every request: a Bot that runs as its user speaks with the user's cookies."""
+    """What the Bot's client sends with every request to this server: a Bot that runs as its user speaks with the user's cookies."""
     cookie = (request.headers or {}).get("cookie")
     return {"Cookie": cookie} if cookie and context.bot.get("runAsUser") is True else {}
 

@@ -96,6 +96,34 @@ def test_the_record_of_a_run_holds_hosts_and_sizes_but_no_content(project: Proje
     assert not any(word in event for word in ("Smith", "Jane", "Bearer", "/echo"))
 
 
+@pytest.mark.parametrize("language", ["javascript", "python"])
+def test_what_a_caller_has_shown_is_not_sent_to_other_servers(
+    project: Project, remote: Remote, language: str
+) -> None:
+    """The Bot runs as its user: its client has the user's cookies, for this server alone."""
+    elements = {"runAsUser": True, "extension": [{"url": ALLOWED_HOST, "valueString": remote.rule}]}
+    if language == "python":
+        code = (
+            f"async def handler(medplum, event):\n    await medplum.get('{remote.rule}/echo')\n    return 1"
+        )
+        id = project.bot(code, filename="bot.py", **elements)
+    else:
+        code = f"""export async function handler(medplum) {{
+            await medplum.get('{remote.rule}/echo');
+            await medplum.get('{remote.rule}/redirect?302,{remote.rule}/echo');
+            await medplum.get(new URL('{remote.rule}/echo'));
+            await medplum.get('{remote.rule}/own', {{ headers: {{ cookie: 'own=1' }} }});
+            return 1;
+        }}"""
+        id = project.bot(code, **elements)
+    project.execute(id, Cookie="theirs=1; fhirbots_session=x").raise_for_status()
+    assert remote.seen
+    assert all("authorization" not in headers for _, _, headers, _ in remote.seen)
+    cookies = {path: headers.get("cookie") for _, path, headers, _ in remote.seen}
+    assert cookies.pop("/own", "own=1") == "own=1", "what the Bot itself says is sent"
+    assert set(cookies.values()) == {None}
+
+
 def test_an_answer_is_what_fetch_gives(project: Project, remote: Remote) -> None:
     id = bot(project, remote, """
         const r = await ask('/redirect?302,/bytes');

@@ -110,7 +110,11 @@ export function clientOf(call, { baseUrl, profile, event, clientHeaders }) {
     cacheTime: 0,
     storagePrefix: "",
     createPdf: (...args) => loadLibrary("pdf").createPdf(...args),
-    fetch: (url, options = {}) => send(url, { ...options, headers: { ...clientHeaders, ...options.headers, ...trace } }),
+    fetch: (url, options = {}) => {
+      // What the caller has shown (his cookies) is for this server, not for whatever address the bot asks.
+      const callers = String(url).startsWith(baseUrl) ? clientHeaders : {};
+      return send(url, { ...options, headers: { ...callers, ...options.headers, ...trace } });
+    },
   });
   if (profile) {
     // What the client would keep of an answer of auth/me.
