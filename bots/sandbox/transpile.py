@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 from bots.sandbox.build import TARGET
 from bots.sandbox.model import Module, Problem, Transpiled
@@ -75,6 +76,7 @@ def transpile(source: str, filename: str, esbuild: Path) -> Transpiled | list[Pr
         f"--loader={loader}",
         f"--sourcefile={filename}",
         f"--format={'cjs' if module == 'commonjs' else 'esm'}",
+        *((f'--define:import.meta.url="file:///{quote(filename)}"',) if module == "commonjs" else ()),
         f"--target={TARGET}",
         "--sourcemap=inline",
         "--sources-content=false",

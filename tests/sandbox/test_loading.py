@@ -58,6 +58,48 @@ def test_code_of_every_form_is_loaded(run: Run, filename: str, source: str) -> N
     assert (result.ok, result.value) == (True, 1), result
 
 
+WHERE = "[here, fileURLToPath(import.meta.url), dirname(fileURLToPath(import.meta.url)), new URL('./x.json', import.meta.url).href]"
+
+
+@pytest.mark.parametrize(
+    ("filename", "source"),
+    [
+        ("index.mjs", f"import {{ fileURLToPath }} from 'node:url'; import {{ dirname }} from 'node:path'; const here = new URL('.', import.meta.url).href; export const handler = () => {WHERE}"),
+        ("index.mjs", f"#!/usr/bin/env node\nimport {{ fileURLToPath }} from 'url'; import {{ dirname }} from 'path'; const here = new URL('.', import.meta.url).href; export const handler = () => {WHERE}"),
+        ("index.ts", f"import {{ fileURLToPath }} from 'node:url'; import {{ dirname }} from 'node:path'; const here: string = new URL('.', import.meta.url).href; export const handler = () => {WHERE}"),
+        ("index.cts", f"import {{ fileURLToPath }} from 'node:url'; import {{ dirname }} from 'node:path'; const here: string = new URL('.', import.meta.url).href; export const handler = () => {WHERE}"),
+        ("a b'\"é.mjs", f"import {{ fileURLToPath }} from 'node:url'; import {{ dirname }} from 'node:path'; const here = new URL('.', import.meta.url).href; export const handler = () => {WHERE}"),
+    ],
+)  # fmt: skip
+def test_a_module_knows_its_place(pool: SandboxPool, run: Run, filename: str, source: str) -> None:
+    assert pool.check(program(source, filename)) == []
+    assert run(source, filename=filename).value == ["file:///", f"/{filename}", "/", "file:///x.json"]
+
+
+@pytest.mark.parametrize(
+    "read", ["fs.readFileSync(x)", "fs.promises.readFile(x)", "Deno.readTextFile(x)", "import(x.href)"]
+)
+def test_a_module_finds_no_files_at_its_place(run: Run, read: str) -> None:
+    result = run(
+        "import fs from 'node:fs'; const x = new URL('./x.json', import.meta.url);\n"
+        f"export const handler = async () => [import.meta.dirname, await {read}];",
+        filename="index.mjs",
+    )
+    assert not result.ok
+    if read.startswith("import"):
+        assert result.error.startswith('The module "/x.json" is not available to bots.')
+    else:
+        assert (
+            result.error == 'A bot has no read access to "/x.json": it can use its Medplum client and fetch'
+        )
+
+
+def test_lines_and_columns_are_right_in_a_module_that_asks_for_its_place(run: Run) -> None:
+    source = "export const handler = () => { void import.meta.url; throw new Error('x') }"
+    result = run(source, filename="index.mjs")
+    assert f"index.mjs:1:{source.index('new Error') + 1}" in result.stack
+
+
 @pytest.mark.parametrize(
     ("filename", "source"),
     [

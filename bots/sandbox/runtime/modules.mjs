@@ -60,13 +60,21 @@ export async function loadHandler({ filename, module }, source) {
 }
 
 async function loadModule(filename, source, map) {
-  const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  nameScript(url, filename, map);
+  const head = source.includes("import.meta") ? placeOf(filename) : "";
+  const text = head && source.startsWith("#!") ? `//${source}` : source;
+  const url = URL.createObjectURL(new Blob([head, text], { type: "text/javascript" }));
+  nameScript(url, filename, map, head.length);
   try {
     return await import(url);
   } finally {
     URL.revokeObjectURL(url);
   }
+}
+
+/** What goes before a module's first line, and tells it where it is: its own file, in a folder where nothing can be read. */
+function placeOf(filename) {
+  const place = { url: `file:///${encodeURIComponent(filename)}`, filename: `/${filename}`, dirname: "/" };
+  return `Object.assign(import.meta,${JSON.stringify(place)});`;
 }
 
 /** The resolver's many ways to say that a module is not there, as one sentence; any other error as it is. */
