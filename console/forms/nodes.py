@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Final
 
 from fhirstore.api import structure, value_set_codes
 
 Json = dict[str, Any]
+
+
+class Number(float):
+    """A number as it is written: FHIR's decimals mean their precision, ``1.10`` is not ``1.1``.
+
+    Attributes:
+        text: its digits.
+    """
+
+    text: str
+
+    def __new__(cls, text: str) -> Number:
+        """Read a number in JSON's notation."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_kept(self) -> bool:
+        """The store, which reads numbers as 64-bit floats, keeps its value."""
+        return math.isfinite(self) and Decimal(float.__repr__(self)) == Decimal(self.text)
+
+    @property
+    def is_kept_as_written(self) -> bool:
+        """The store keeps its precision too: no zeros at the end go."""
+        return self.is_kept and Decimal(float.__repr__(self)).as_tuple() == Decimal(self.text).as_tuple()
+
 
 NUMBERS: Final = frozenset({"decimal", "integer", "positiveInt", "unsignedInt"})
 TEXTS: Final = frozenset(

@@ -14,11 +14,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import orjson
+
 from console.forms.nodes import (
     NUMBERS,
     PRIMITIVES,
     Json,
     Node,
+    Number,
     all_nodes,
     blank,
     choices_of,
@@ -71,8 +74,13 @@ class StructureForm:
     @property
     def resource(self) -> Json:
         """The resource, without empty strings, lists and objects."""
-        cleaned: Json = without_empty(self.state) or {}
+        cleaned: Json = without_empty(_plain(self.state)) or {}
         return {"resourceType": self.type, **cleaned}
+
+    @property
+    def shortened(self) -> list[str]:
+        """Paths of the numbers whose zeros at the end the store does not keep."""
+        return [path for path, number in _numbers(self.state, self.type) if not number.is_kept_as_written]
 
     @property
     def is_refused(self) -> bool:
@@ -82,12 +90,13 @@ class StructureForm:
     @property
     def base(self) -> str:
         """The state as the page carries it."""
-        return json.dumps(self.state, ensure_ascii=False)
+        return _written(self.state)
 
     @property
     def text(self) -> str:
         """What stands in the *JSON* text box."""
-        return self.json_text or json.dumps(self.resource, indent=2, ensure_ascii=False)
+        cleaned = without_empty(self.state) or {}
+        return self.json_text or _written({"resourceType": self.type, **cleaned}, orjson.OPT_INDENT_2)
 
     @property
     def root(self) -> Node:
@@ -167,7 +176,18 @@ class StructureForm:
         elif data.get("switch") in ("form", "json"):
             self.view, self.json_text = data["switch"], ""
         else:
-            self.is_submitted = data.get("action") == "save"
+            self.is_submitted = data.get("action") == "save" and self._are_numbers_kept()
+
+    def _are_numbers_kept(self) -> bool:
+        """Refuse numbers that would be stored as others."""
+        for path, number in _numbers(self.state, self.type):
+            if not number.is_kept:
+                text = "This number has more digits than the server keeps (about 16), or is too large. Shorten it."
+                if self.view == "form":
+                    self.errors[control_name(path)] = text
+                else:
+                    self.messages.append(f"{text} ({path})")
+        return not self.is_refused
 
     def _lay_over(self, data: Mapping[str, str]) -> None:
         for choice in choices_of(self.root):
@@ -208,17 +228,57 @@ def _are_more(things: Iterator[Any], limit: int) -> bool:
     return sum(1 for _ in itertools.islice(things, limit + 1)) > limit
 
 
+def read_exactly(text: bytes | str) -> Any:
+    """A JSON value whose numbers keep their digits."""
+    return json.loads(text, parse_float=Number, parse_int=_integer)
+
+
+def _integer(text: str) -> int | Number:
+    # JSON of 64 bits is what the store reads as an integer; Python limits the digits of longer ones.
+    return int(text) if len(text) < 19 else Number(text)
+
+
+def _written(value: Any, option: int = 0) -> str:
+    """JSON with numbers as they were written."""
+    return orjson.dumps(value, default=lambda number: orjson.Fragment(str(number)), option=option).decode()
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value as the store takes it."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return float(value) if isinstance(value, Number) else value
+
+
+def _numbers(value: Any, path: str) -> Iterator[tuple[str, Number]]:
+    """The numbers with a fraction or an exponent, with their paths."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _numbers(part, f"{path}.{name}")
+    elif isinstance(value, list):
+        for place, part in enumerate(value):
+            yield from _numbers(part, f"{path}[{place}]")
+    elif isinstance(value, Number):
+        yield path, value
+
+
 # --- changing the state -----------------------------------------------------------------------------------------
 
 
 def _read_object(text: str) -> Json:
     try:
-        value = parse_json(text.encode())
+        parse_json(text.encode())
     except FhirError as error:
         raise ValueError(f"{error}.".replace("The request body", "The text")) from None
+    value = read_exactly(text)
     if not isinstance(value, dict):
         raise ValueError("A resource is a JSON object.")
     return value
+
+
+_NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 def _typed(node: Node, text: str) -> Any:
@@ -226,10 +286,8 @@ def _typed(node: Node, text: str) -> Any:
     if node.type == "boolean":
         return {"true": True, "false": False}.get(text, "")
     if node.type in NUMBERS:
-        try:
-            return float(text) if re.search(r"[.eE]", text) else int(text)
-        except ValueError:
-            return text.strip()
+        text = text.strip()
+        return read_exactly(text) if _NUMBER.fullmatch(text) else text
     return text if node.kind == "area" else text.strip()
 
 

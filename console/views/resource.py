@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.views.decorators.http import require_http_methods, require_safe
 
 from console import access, navigation, tables
-from console.forms.structure import StructureForm
+from console.forms.structure import StructureForm, read_exactly
 from console.htmx import is_fragment, render_page
 from console.story import bot_story
 from fhirstore.api import FhirError, Repository, parse, resource_types, search_parameters
@@ -132,7 +132,7 @@ def resource_new(request: HttpRequest, type: str) -> HttpResponse:
         except FhirError as error:
             form.refuse(error)
         else:
-            messages.success(request, f"{type} created.")
+            messages.success(request, _said(f"{type} created.", form))
             return _redirect(request, f"/{type}/{stored.id}")
     context = {
         "form": form,
@@ -157,7 +157,10 @@ def resource_edit(request: HttpRequest, type: str, id: str) -> HttpResponse:
     repository = access.member_for(request, type)
     stored, resource = access.read(repository, type, id)
     form = StructureForm(
-        type, resource, request.POST if request.method == "POST" else None, version=stored.version_id
+        type,
+        read_exactly(stored.content),
+        request.POST if request.method == "POST" else None,
+        version=stored.version_id,
     )
     form.show(request.GET.get("view", "form"))
     if request.method == "POST" and form.is_submitted:
@@ -167,7 +170,7 @@ def resource_edit(request: HttpRequest, type: str, id: str) -> HttpResponse:
         except FhirError as error:
             form.refuse(error)
         else:
-            messages.success(request, "Saved." if is_new else "Nothing has changed.")
+            messages.success(request, _said("Saved." if is_new else "Nothing has changed.", form))
             return _redirect(request, f"/{type}/{id}")
     context = _context(resource, "Edit") | {"form": form, "type": type, "button": "Update"}
     return render_page(
@@ -255,6 +258,13 @@ def _pointing(repository: Repository, type: str, id: str) -> list[str]:
         return []
     found = repository.search(parse("Subscription", [("url", f"Bot/{id}"), ("_count", "20")]))
     return [f"Subscription on {stored.resource.get('criteria', '')}" for stored in found.entries]
+
+
+def _said(done: str, form: StructureForm) -> str:
+    """The message after saving, with what was not kept as typed: paths only, no values."""
+    if not form.shortened:
+        return done
+    return f"{done} Zeros at the end of numbers are not kept ({', '.join(form.shortened)})."
 
 
 def _form_status(request: HttpRequest, form: StructureForm) -> int:

@@ -172,6 +172,64 @@ def test_empty_parts_disappear() -> None:
     assert without_empty({"a": "", "b": [{}, {"c": [None, ""]}], "d": False, "e": 0}) == {"d": False, "e": 0}
 
 
+def risk(value: str, button: str = "action", name: str = "save") -> StructureForm:
+    """A RiskAssessment whose probability was typed."""
+    form = press(new("RiskAssessment"), "add", "prediction")
+    form = press(form, "add", "action", **{"prediction__0__probability[x]": "decimal"})
+    return press(form, button, name, prediction__0__probabilityDecimal=value)
+
+
+def probability(form: StructureForm) -> str:
+    return next(node.value for node in form.root.controls() if node.name.endswith("probabilityDecimal"))
+
+
+@pytest.mark.parametrize(
+    "typed", ["1.10", "0.1000000000000000055", "0.0000001", "1E3", "123456789012345678901.5"]
+)
+def test_a_number_stays_as_typed_while_the_form_is_open(typed: str) -> None:
+    form = risk(typed, "add", "prediction")
+    assert probability(form) == typed
+    as_json = press(form, "switch", "json")
+    assert f'"probabilityDecimal": {typed}' in as_json.text
+    back = {"mode": "json", "json": as_json.text, "switch": "form"}
+    assert probability(StructureForm("RiskAssessment", {}, back)) == typed
+
+
+@pytest.mark.parametrize("typed", ["0.1000000000000000055", "1e400", "12345678901234567890.5"])
+def test_a_number_that_would_be_stored_as_another_is_refused_at_its_control(typed: str) -> None:
+    form = risk(typed)
+    assert not form.is_submitted
+    assert "more digits than the server keeps" in form.errors["prediction.0.probabilityDecimal"]
+    assert probability(form) == typed
+    text = f'{{"resourceType": "RiskAssessment", "prediction": [{{"probabilityDecimal": {typed}}}]}}'
+    as_json = StructureForm("RiskAssessment", {}, {"mode": "json", "json": text, "action": "save"})
+    assert not as_json.is_submitted
+    said = "infinity" if typed == "1e400" else "(RiskAssessment.prediction[0].probabilityDecimal)"
+    assert said in as_json.messages[0]
+    assert as_json.text == text
+
+
+def test_zeros_at_the_end_of_a_number_do_not_go_unsaid(alice: Person) -> None:
+    assert risk("0.25").shortened == []
+    assert risk("72.0").shortened == []
+    form = risk("0.10")
+    assert form.is_submitted
+    assert form.shortened == ["RiskAssessment.prediction[0].probabilityDecimal"]
+    text = {"resourceType": "Basic", "code": {"text": "x"}, "extension": [{"url": "a:b", "valueDecimal": 0}]}
+    sent = {"mode": "json", "action": "save", "json": json.dumps(text).replace(": 0}", ": 1.10}")}
+    page = alice.client.post("/Basic/new", sent, follow=True).content.decode()
+    assert (
+        "Basic created. Zeros at the end of numbers are not kept (Basic.extension[0].valueDecimal)." in page
+    )
+
+
+@pytest.mark.parametrize("typed", ["1_000", "\uff11", "+1", ".5", "NaN", "1,5"])
+def test_what_is_no_number_in_fhir_stays_text_that_validation_refuses(typed: str) -> None:
+    form = risk(typed)
+    assert probability(form) == typed
+    assert validate(form.resource)
+
+
 def test_what_is_too_large_for_a_form_is_edited_as_json(alice: Person) -> None:
     items = [{"linkId": str(number), "type": "string"} for number in range(200)]
     questionnaire = {"resourceType": "Questionnaire", "status": "active", "item": items}
