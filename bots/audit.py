@@ -32,6 +32,9 @@ MAX_EXCHANGES: Final = 20
 RUN: Final = "urn:fhirbots:bot-run"
 TRACING: Final = "https://medplum.com/fhir/StructureDefinition/tracing"
 
+ALARM: Final = "alarm-"
+"""Begins the trace of everything an AuditEvent sets off. Traces of clients are UUIDs, so nobody else can make one."""
+
 _TYPE: Final = {"system": "https://medplum.com/CodeSystem/audit-event", "code": "execute"}
 _ROLES: Final = {"Patient": ("1", "Patient"), "Subscription": ("9", "Subscriber")}
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]|[\ud800-\udfff]")
@@ -59,6 +62,14 @@ def is_wanted(bot: dict[str, Any], conclusion: Conclusion) -> bool:
     if trigger == "on-output":
         return bool(conclusion.log_text)
     return True
+
+
+def is_alarming(event: dict[str, Any], trace_id: str | None) -> bool:
+    """May an AuditEvent, made in a trace, set something off?
+
+    Only if it tells of a failure, and not if it is itself the work of one that did: alarms about alarms would never end.
+    """
+    return event.get("outcome", "0") != "0" and not (trace_id or "").startswith(ALARM)
 
 
 def destinations(bot: dict[str, Any]) -> frozenset[str]:

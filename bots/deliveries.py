@@ -22,6 +22,7 @@ import orjson
 import psycopg
 
 from bots import endpoints, execution, runqueue
+from bots.audit import is_alarming
 from bots.context import author_of, project_of, subscription_of
 from bots.models import Delivery
 from bots.request import ExecutionRequest, ExecutionResult
@@ -331,7 +332,12 @@ def _conclude_sent(
 
 
 def _store(claim: Claim, event: dict[str, Any]) -> str:
-    system = Repository(system_identity(claim.project), trace_id=claim.trace_id, depth=claim.depth)
+    system = Repository(
+        system_identity(claim.project),
+        trace_id=claim.trace_id,
+        depth=claim.depth,
+        is_watched=is_alarming(event, claim.trace_id),
+    )
     return system.create(event).id
 
 

@@ -462,7 +462,12 @@ def _store(
     if notice is not None:
         expression += ", pg_notify(%(channel)s, %(payload)s)"
         parameters["channel"], parameters["payload"] = notice
-    system = Repository(system_identity(request.project), trace_id=request.trace_id, depth=request.depth)
+    system = Repository(
+        system_identity(request.project),
+        trace_id=request.trace_id,
+        depth=request.depth,
+        is_watched=audit.is_alarming(event, request.trace_id),
+    )
     system.create(event, id=event["id"], effect=(expression, parameters))
 
 

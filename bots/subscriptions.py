@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from typing import Any, Final, Literal
+from urllib.parse import parse_qsl
 
 import orjson
 
+from bots.audit import ALARM, is_alarming
 from bots.context import author_of
 from bots.websockets import Event, announce, is_websocket
 from fhirstore.api import (
@@ -39,8 +41,8 @@ from fhirstore.api import (
 )
 
 INTERACTIONS: Final = frozenset({"create", "update", "delete"})
-IGNORED_TYPES: Final = frozenset({"AuditEvent"})
-"""Never a reason for a run: every run makes one."""
+FAILURES: Final = frozenset({"4", "8", "12"})
+"""The outcomes of AuditEvents that are a reason for a run: every run makes one, so those of all would never end."""
 
 BATCH: Final = 200
 
@@ -162,9 +164,8 @@ def is_pre_commit(subscription: dict[str, Any]) -> bool:
 
 def endpoint_problem(subscription: dict[str, Any]) -> str:
     """Why nothing can be delivered, as a sentence; empty if something can."""
-    type_ = str(subscription.get("criteria") or "").partition("?")[0]
-    if type_ in IGNORED_TYPES:
-        return f"Nothing is delivered: every run makes an {type_}, so these set off nothing."
+    if is_pre_commit(subscription) and str(subscription.get("criteria")).startswith("AuditEvent"):
+        return "Nothing is delivered: no Bot is asked before an AuditEvent is written."
     channel = subscription.get("channel") or {}
     kind, endpoint = channel.get("type"), str(channel.get("endpoint") or "")
     if kind == "rest-hook":
@@ -259,11 +260,25 @@ def check_subscription(repository: Repository, resource: dict[str, Any], _previo
     watch_of(repository.identity.project, resource)
     if problem := endpoint_problem(resource):
         repository.warn(problem)
+    if _hopes_for_success(str(resource.get("criteria") or "")):
+        repository.warn(
+            "Of AuditEvents only those of runs and deliveries that failed are delivered. Write AuditEvent?outcome=4,8,12"
+        )
     for extension in resource.get("extension") or ():
         if extension.get("url") == SUCCESS_URL and parse_codes(extension.get("valueString")) is None:
             repository.warn(
                 "subscription-success-codes cannot be read; 200-399 counts. Write for example 200-399,404"
             )
+
+
+def _hopes_for_success(criteria: str) -> bool:
+    """True for criteria on AuditEvents that are not limited to failures."""
+    type_, _, query = criteria.partition("?")
+    conditions = parse_qsl(query, keep_blank_values=True)
+    return type_ == "AuditEvent" and not any(
+        name == "outcome" and {code.rpartition("|")[2] for code in value.split(",")} <= FAILURES
+        for name, value in conditions
+    )
 
 
 def parse_codes(text: Any) -> tuple[range, ...] | None:
@@ -398,7 +413,7 @@ def _wanted(changes: Sequence[Change]) -> Iterable[Wanted]:
     """Pair each change with the Subscriptions that want to hear about it, in the order of the changes."""
     subscriptions: dict[str, list[Stored]] = {}
     for change in changes:
-        if change.type in IGNORED_TYPES:
+        if change.type == "AuditEvent" and not is_alarming(_state_of(change), change.trace_id):
             continue
         try:
             if change.project not in subscriptions:
@@ -483,6 +498,10 @@ def _state_of(change: Change) -> dict[str, Any]:
 
 def _row(wanted: Wanted) -> tuple[Any, ...]:
     change, watch = wanted.change, wanted.watch
+    # Without a request behind it, the change itself begins the trace. So does an alarm: nothing in its trace raises another,
+    # and it has all its steps even where what failed had taken too many.
+    is_alarm = change.type == "AuditEvent"
+    trace = ALARM + change.resource_id if is_alarm else change.trace_id or change.version_id
     return (
         change.project,
         watch.subscription_id,
@@ -495,9 +514,8 @@ def _row(wanted: Wanted) -> tuple[Any, ...]:
         change.interaction,
         change.author,
         change.created,
-        change.trace_id
-        or change.version_id,  # without a request behind it, the change itself begins the trace
-        change.depth,
+        trace,
+        0 if is_alarm else change.depth,
         *_state(wanted),
     )
 

@@ -21,7 +21,7 @@ from fhirstore import database
 logger = logging.getLogger(__name__)
 
 UNWATCHED: Final = frozenset({"AuditEvent"})
-"""Types whose writes make no Change: every run writes one, and following them would never end."""
+"""Types whose writes make no Change, unless the Repository is told to: every run writes one, and following all would never end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,12 +97,16 @@ class Repository:
         identity: who acts.
         trace_id: written to the Change of each write.
         depth: how many bot runs lie between a person's write and these, written to the Change as well.
+        is_watched: writes leave a Change whatever their type, see :data:`fhirstore.changes.UNWATCHED`.
     """
 
-    def __init__(self, identity: Identity, *, trace_id: str | None = None, depth: int = 0) -> None:
+    def __init__(
+        self, identity: Identity, *, trace_id: str | None = None, depth: int = 0, is_watched: bool = False
+    ) -> None:
         self.identity = identity
         self.trace_id = trace_id
         self.depth = depth
+        self.is_watched = is_watched
         self.on_write: Callable[[Stored], None] | None = None
         """Called with each version this Repository has written, after its commit."""
         self.promised: frozenset[str] = frozenset()
@@ -1051,7 +1055,7 @@ class Repository:
         old: Rows | None = None,
         effect: tables.Effect | None = None,
     ) -> None:
-        origin = tables.Origin(self.identity.profile, self.trace_id, self.depth)
+        origin = tables.Origin(self.identity.profile, self.trace_id, self.depth, self.is_watched)
         tables.write(self.identity.project, stored, new, origin, current, old, effect)
         if self.on_write is not None:
             database.on_commit(partial(self.on_write, stored))

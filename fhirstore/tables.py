@@ -450,6 +450,8 @@ class Origin:
     author: str
     trace_id: str | None
     depth: int
+    is_watched: bool = False
+    """It leaves a Change whatever its type."""
 
 
 Effect = tuple[str, Mapping[str, Any]]
@@ -478,14 +480,15 @@ def write(
     """
     is_stored = partial(_is_stored, project, stored)
     database.prove_by(is_stored)
-    if current is None and effect is None and _held.creates is not None and database.may_hold_back():
+    may_wait = current is None and effect is None and not origin.is_watched
+    if may_wait and _held.creates is not None and database.may_hold_back():
         _held.creates.append(_Create(project, stored, new, origin))
         if len(_held.creates) >= HELD_BACK:
             _send_creates()
         return
     before = old or Rows()
     tables = tuple(table for table in _TABLES if getattr(new, table) != getattr(before, table))
-    watched = stored.type not in changes.UNWATCHED
+    watched = origin.is_watched or stored.type not in changes.UNWATCHED
     parameters: dict[str, Any] = {
         "id": stored.id,
         "project": project,

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from bots.api import deliveries
+from bots.subscriptions import ATTEMPTS_URL
 from tests.bots.conftest import Project, wait_until
 from tests.conftest import Server, process_environment
 
@@ -58,6 +59,23 @@ def test_worker_killed_in_the_middle_of_runs(server: Server, project: Project) -
     server.start("worker")
     assert numbers(project, subscription, 12) == sorted(f"n{number}" for number in range(12))
     assert max(each.attempts for each in deliveries(project.admin, subscription, count=100)) == 2
+
+
+def test_worker_killed_while_runs_fail_and_alarms_are_due(server: Server, project: Project) -> None:
+    tag = uuid.uuid4().hex
+    bot = project.bot(SLOW.replace("console.log(", "throw new Error("), filename="a.cjs", timeout=20)
+    once = [{"url": ATTEMPTS_URL, "valueInteger": 1}]
+    project.subscribe(bot, f"Patient?identifier=urn:test|{tag}", extension=once)
+    alarm = project.bot(
+        "exports.handler = async (medplum, event) => console.log(event.input.id);", filename="b.cjs"
+    )
+    alarms = project.subscribe(alarm, f"AuditEvent?outcome=4,8,12&entity=Bot/{bot}")["id"]
+    patients(project, tag, 12)
+    wait_until(lambda: len(project.search(f"AuditEvent?entity=Bot/{bot}")) > 2)
+    server.kill("worker")
+    server.start("worker")
+    told = numbers(project, alarms, 12)
+    assert told == sorted(event["id"] for event in project.audit_events(f"Bot/{bot}"))
 
 
 def test_worker_and_web_server_killed_between_commit_and_dispatch(server: Server, project: Project) -> None:

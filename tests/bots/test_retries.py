@@ -192,17 +192,6 @@ def test_channel_that_cannot_be_delivered_to_is_warned_of(
     assert text in subscription_state(project.admin, answer.json()["id"]).problem
 
 
-def test_that_audit_events_set_off_nothing_is_said(project: Project) -> None:
-    subscription = {
-        "resourceType": "Subscription", "status": "active", "reason": "test", "criteria": "AuditEvent?outcome=4",
-        "channel": {"type": "rest-hook", "endpoint": f"Bot/{project.bot()}"},
-    }  # fmt: skip
-    answer = project.http.post("/fhir/R4/Subscription", json=subscription)
-    assert answer.status_code == 201
-    assert "every run makes an AuditEvent" in answer.headers["warning"]
-    assert "every run makes an AuditEvent" in subscription_state(project.admin, answer.json()["id"]).problem
-
-
 # --- Bots ------------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fhirstore import changes, database
+from fhirstore import changes, database, tables
 from fhirstore.changes import Change, claim_changes, delete_changes, on_change
 from fhirstore.errors import bad_request
 from fhirstore.identity import Identity
@@ -79,17 +79,20 @@ def test_the_oldest_changes_come_first_and_no_more_than_asked_for(repository: Re
     assert [change.resource_id for change in oldest] == ids[:3]
 
 
-def test_audit_events_leave_no_change(repository: Repository) -> None:
-    repository.create(
-        {
-            "resourceType": "AuditEvent",
-            "type": {"code": "execute"},
-            "recorded": "2026-01-01T00:00:00Z",
-            "agent": [{"requestor": False}],
-            "source": {"observer": {"reference": "Bot/x"}},
-        }
-    )
-    assert claimed(repository) == []
+def test_audit_events_leave_a_change_only_where_they_are_watched(repository: Repository) -> None:
+    event = {
+        "resourceType": "AuditEvent",
+        "type": {"code": "execute"},
+        "recorded": "2026-01-01T00:00:00Z",
+        "agent": [{"requestor": False}],
+        "source": {"observer": {"reference": "Bot/x"}},
+    }
+    watching = Repository(repository.identity, is_watched=True)
+    with database.transaction(), tables.creates_together():
+        repository.create(event)
+        stored = watching.create(event)
+        repository.create(event)
+    assert [change.resource_id for change in claimed(repository)] == [stored.id]
 
 
 def test_claiming_needs_a_transaction(database: None) -> None:
