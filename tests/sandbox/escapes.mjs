@@ -78,7 +78,8 @@ export const attacks = {
   "node-fetch: a file": () => nodeFetch("file:///etc/passwd").then((r) => r.text()).then(holds),
   "undici: request": ({ port }) => undici.request(`http://127.0.0.1:${port}/`),
   "undici: a client": ({ port }) => new undici.Client(`http://127.0.0.1:${port}`),
-  "undici: a proxy": ({ port }) => new undici.ProxyAgent(`http://127.0.0.1:${port}`),
+  "undici: a proxy": ({ port }) =>
+    undici.fetch("http://a.test/", { dispatcher: new undici.ProxyAgent(`http://127.0.0.1:${port}`) }),
   "undici: a dispatcher of one's own": ({ port }) => undici.fetch(`http://127.0.0.1:${port}/`, { dispatcher: new undici.Agent() }),
   "fetch: a file": () => fetch("file:///etc/passwd").then((r) => r.text()).then(holds),
   "fetch: through Deno's client": ({ port }) => fetch(`http://127.0.0.1:${port}/`, { client: Deno.createHttpClient({}) }),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bots.sandbox.api import HostPart, HostRequest, HostResponse, Problem, import_problems
+from bots.sandbox.api import HostPart, HostRequest, HostResponse, Problem, SandboxPool, import_problems
 from bots.sandbox.modules import LIBRARIES
 from tests.sandbox.conftest import Run, invocation, program
 
@@ -154,6 +154,35 @@ def test_every_fetch_goes_to_the_host(run: Run, code: str, body: str) -> None:
         "https://a.test/x",
         body,
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "ask"),
+    [
+        ("const fetch = require('node-fetch'), https = require('https'); const agent = new https.Agent({keepAlive: true, rejectUnauthorized: false});", "fetch(url, {agent})"),
+        ("const { ProxyAgent } = require('undici'); const dispatcher = new ProxyAgent('http://proxy.test:3128');", "fetch(url, {dispatcher})"),
+        ("const { ProxyAgent, fetch } = require('undici'); const dispatcher = new ProxyAgent({uri: 'http://proxy.test'});", "fetch(url, {dispatcher})"),
+        ("const { ProxyAgent, request } = require('undici'); const dispatcher = new ProxyAgent('http://proxy.test');", "request(url, {dispatcher})"),
+        ("const { EnvHttpProxyAgent, setGlobalDispatcher } = require('undici'); setGlobalDispatcher(new EnvHttpProxyAgent());", "fetch(url)"),
+    ],
+)  # fmt: skip
+def test_agents_have_no_effect_which_every_run_is_told_once(pool: SandboxPool, head: str, ask: str) -> None:
+    source = f"{head} exports.handler = async () => {{ const url = 'https://a.test/x'; await {ask}; await {ask}; return 1; }}"
+    of = program(source, "index.cjs")
+    for _ in range(2):  # the second run is one of the same process
+        seen: list[HostRequest] = []
+        result = pool.run(invocation(of), lambda asked: seen.append(asked) or echo(asked))  # noqa: B023
+        assert (result.value, [request.url for request in seen]) == (1, ["https://a.test/x"] * 2), result
+        (line,) = result.log
+        assert line.level == "warn"
+        assert line.text.startswith("An agent (proxy, keep-alive, client certificate) has no effect")
+    assert result.warm
+
+
+def test_plain_fetch_is_told_nothing(run: Run) -> None:
+    code = "require('undici').setGlobalDispatcher(new (require('undici').Agent)()); exports.handler = async () => (await fetch('https://a.test/x')).status"
+    result = run(code, filename="index.cjs", respond=echo)
+    assert (result.value, result.log) == (200, ())
 
 
 def test_a_form_of_form_data_is_sent_with_its_boundary(run: Run) -> None:

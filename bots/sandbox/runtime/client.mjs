@@ -4,6 +4,9 @@ import { toBytes, writeFrame } from "./frames.mjs";
 import { loadLibrary } from "./modules.mjs";
 
 const ENDED = "This call of the bot has ended: nothing it left running can send requests any more.";
+const NO_AGENT =
+  "An agent (proxy, keep-alive, client certificate) has no effect: the server sends a bot's requests, over connections of its own.";
+const GLOBAL_AGENT = Symbol.for("undici.globalDispatcher.1"); // where undici keeps what setGlobalDispatcher was given
 const BODY_BYTES = 32 * 1024 * 1024; // what the host takes, see process.py
 const HEADER_CHARS = 1024 * 1024;
 const BODILESS = new Set([101, 204, 205, 304]);
@@ -15,6 +18,9 @@ export function fetchOf(call) {
   return async (input, init = {}) => {
     if (!call || call.closed) throw new TypeError(ENDED);
     if (/^(data|blob):/i.test(input?.url ?? input)) return localFetch(input, init); // nothing leaves the process
+    if (init.agent || init.dispatcher || globalThis[GLOBAL_AGENT]?.constructor?.name?.endsWith("ProxyAgent")) {
+      call.log.warnOnce(NO_AGENT);
+    }
     const request = await toRequest(input, init);
     request.signal?.throwIfAborted();
     if (call.closed) throw new TypeError(ENDED);

@@ -23,6 +23,7 @@ export class Log {
     this.tailChars = 0;
     this.skipped = 0;
     this.snapshot = 0;
+    this.warned = new Set();
   }
 
   /** Add a line. `level` is the console's method: debug, log, info, warn or error. */
@@ -48,6 +49,13 @@ export class Log {
       this.snapshot = offset;
       this.flush();
     }
+  }
+
+  /** Add a warning, unless it was given before. */
+  warnOnce(text) {
+    if (this.warned.has(text)) return;
+    this.warned.add(text);
+    this.write("warn", text);
   }
 
   /** Tell the host the present tail of a log that was cut; a later tail replaces an earlier one. */

@@ -1,4 +1,5 @@
-// The part of `undici` that bots use, on the bot's fetch. Connections are the host's business: agents have no effect.
+// The part of `undici` that bots use, on the bot's fetch. Connections are the host's business: agents have no effect, which
+// the bot's log says when it uses one.
 const { toBody, toNode } = require("./bodies.cjs");
 
 class Dispatcher {
@@ -6,6 +7,8 @@ class Dispatcher {
   destroy() { return Promise.resolve(); }
 }
 class Agent extends Dispatcher {}
+class ProxyAgent extends Dispatcher {}
+class EnvHttpProxyAgent extends Dispatcher {}
 
 const refuse = (name) =>
   class {
@@ -14,18 +17,19 @@ const refuse = (name) =>
     }
   };
 
+const GLOBAL_AGENT = Symbol.for("undici.globalDispatcher.1");
+
 async function fetch(input, init = {}) {
-  const { dispatcher: _, ...rest } = init;
-  return globalThis.fetch(input, rest);
+  return globalThis.fetch(input, init);
 }
 
-async function request(url, { method = "GET", headers = {}, body, query, signal, maxRedirections = 0 } = {}) {
+async function request(url, { method = "GET", headers = {}, body, query, signal, dispatcher, maxRedirections = 0 } = {}) {
   const target = new URL(url);
   for (const [name, value] of Object.entries(query ?? {})) target.searchParams.append(name, value);
   const sent = new Headers(Array.isArray(headers) ? pairs(headers) : headers);
   const content = await toBody(body, sent);
   const redirect = maxRedirections > 0 ? "follow" : "manual";
-  const response = await globalThis.fetch(target, { method, headers: sent, body: content, signal, redirect });
+  const response = await globalThis.fetch(target, { method, headers: sent, body: content, signal, dispatcher, redirect });
   const stream = toNode(response.body);
   const bytes = async () => {
     const chunks = [];
@@ -61,7 +65,10 @@ module.exports = {
   Agent,
   Pool: refuse("Pool"),
   Client: refuse("Client"),
-  ProxyAgent: refuse("ProxyAgent"),
-  setGlobalDispatcher() {},
-  getGlobalDispatcher: () => new Agent(),
+  ProxyAgent,
+  EnvHttpProxyAgent,
+  setGlobalDispatcher(dispatcher) {
+    globalThis[GLOBAL_AGENT] = dispatcher;
+  },
+  getGlobalDispatcher: () => globalThis[GLOBAL_AGENT] ?? new Agent(),
 };
