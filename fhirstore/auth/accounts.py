@@ -332,7 +332,7 @@ class Invitation:
         email: address to sign in with; None for somebody who signs in elsewhere and has an `external_id`.
         external_id: ``ProjectMembership.externalId``.
         password: first password of a new user; an existing user keeps his own.
-        patient: reference to the Patient of a RelatedPerson.
+        patient: reference to the Patient of a RelatedPerson; without it there has to be one with this `email`.
         membership: elements for the ProjectMembership, of :data:`INVITED`.
         upsert: an existing member is updated instead of refused.
         force_new_membership: an existing member gets another membership.
@@ -374,7 +374,7 @@ def member_invite(repository: Repository, invitation: Invitation) -> Stored:
             if not invitation.upsert:
                 raise conflict("User is already a member of this project")
             return repository.update({**existing, **elements})[0]
-        profile = elements.pop("profile", None)
+        profile = elements.pop("profile", None) or _related_person(repository, invitation)
         if profile is None:
             stored = repository.create(_profile(invitation))
             profile = {"reference": f"{stored.type}/{stored.id}", "display": display}
@@ -410,10 +410,38 @@ def _membership(
         row = models.Membership.objects.filter(project=project, user=f"User/{user.id}").first()
         return repository.read("ProjectMembership", str(row.id)).resource if row else None
     if invitation.external_id:
-        token = invitation.external_id.replace("\\", "\\\\").replace(",", "\\,").replace("|", "\\|")
+        token = _escaped(invitation.external_id)
         found = as_server(repository).search_one("ProjectMembership", [("external-id", token)])
         return found.resource if found else None
     return None
+
+
+def _escaped(text: str) -> str:
+    """A text as the value of a token parameter."""
+    return text.replace("\\", "\\\\").replace(",", "\\,").replace("|", "\\|")
+
+
+def _related_person(repository: Repository, invitation: Invitation) -> dict[str, Any] | None:
+    """Reference of the RelatedPerson with the invited address, if the invitation names no Patient to make one for.
+
+    Raises:
+        FhirError: 400, there is none, or more than one.
+    """
+    if invitation.profile_type != "RelatedPerson" or invitation.patient:
+        return None
+    found = (
+        repository.search_up_to(repository.parse("RelatedPerson", [("email", _escaped(invitation.email))]), 2)
+        if invitation.email
+        else []
+    )
+    if len(found) != 1:
+        raise bad_request(
+            "A RelatedPerson needs a patient: name the Patient in patient, or an existing RelatedPerson in"
+            " membership.profile, or create a RelatedPerson with this email first",
+            "patient",
+        )
+    display = f"{invitation.first_name} {invitation.last_name}"
+    return {"reference": f"RelatedPerson/{found[0].id}", "display": display}
 
 
 def _mail(user: models.User, otherwise: str, *, invited_to: str | None = None) -> None:
@@ -501,8 +529,6 @@ def _check(invitation: Invitation) -> None:
             validate_password(invitation.password)
         except ValidationError as error:
             raise bad_request(" ".join(error.messages), "password") from None
-    if invitation.profile_type == "RelatedPerson" and not invitation.patient:
-        raise bad_request("A RelatedPerson needs a patient", "patient")
 
 
 def _check_membership(elements: Mapping[str, Any]) -> None:

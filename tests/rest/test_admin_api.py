@@ -75,6 +75,40 @@ def test_a_user_of_another_project_becomes_a_member_with_his_own_password(
     assert {each.project for each in memberships_of_user(user)} == {home.project, foreign.project}
 
 
+NO_PATIENT = (
+    "A RelatedPerson needs a patient: name the Patient in patient, or an existing RelatedPerson in membership.profile,"
+    " or create a RelatedPerson with this email first"
+)
+
+
+def test_a_related_person_is_invited_for_a_patient_or_as_one_that_is_there(home: Caller) -> None:
+    def invite(**elements: Any) -> Any:
+        body = invitation(resourceType="RelatedPerson", **elements)
+        return home.send("POST", f"/admin/projects/{home.project}/invite", body)
+
+    patient = {"reference": f"Patient/{home.create({'resourceType': 'Patient'})['id']}"}
+    made = invite(patient=patient).json()["profile"]["reference"]
+    assert home.send("GET", made).json()["patient"] == patient
+
+    there = {"resourceType": "RelatedPerson", "patient": patient}
+    named = f"RelatedPerson/{home.create(there)['id']}"
+    answer = invite(membership={"profile": {"reference": named}})
+    assert answer.json()["profile"]["reference"] == named
+
+    email = f"{uuid.uuid4()}@example.com"
+    there["telecom"] = [{"system": "email", "value": email}]
+    known = f"RelatedPerson/{home.create(there)['id']}"
+    assert invite(email=email).json()["profile"]["reference"] == known, "as Medplum's command line asks"
+
+    email = f"{uuid.uuid4()}@example.com"
+    there["telecom"] = [{"system": "email", "value": email}]
+    home.create(there)
+    home.create(there)
+    two = invite(email=email)
+    assert (two.status_code, text_of(two)) == (400, NO_PATIENT)
+    assert not models.User.objects.filter(email=email).exists()
+
+
 def test_members_are_read_changed_and_removed(home: Caller) -> None:
     made = home.send("POST", f"/admin/projects/{home.project}/invite", invitation()).json()
     path = f"/admin/projects/{home.project}/members/{made['id']}"
@@ -111,7 +145,7 @@ def test_only_admins_get_in(home: Caller) -> None:
         ("invite", invitation(email="x"), 400, "Enter a valid email address.", ["email"]),
         ("invite", invitation(resourceType="Bot"), 400, '"Bot" is not a valid choice.', ["resourceType"]),
         ("invite", invitation(password="kq7w-z2"), 400, "This password is too short. It must contain at least 8 characters.", ["password"]),
-        ("invite", invitation(resourceType="RelatedPerson"), 400, "A RelatedPerson needs a patient", ["patient"]),
+        ("invite", invitation(resourceType="RelatedPerson"), 400, NO_PATIENT, ["patient"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_body_is_said(
