@@ -47,6 +47,7 @@ def render_page(
     theme = request.COOKIES.get(THEME_COOKIE)
     shell = {
         "visitor": visitor,
+        "person": request.user.pk if visitor else "",
         "theme": theme if theme in THEMES else "",
         "menu": navigation.menu(request.path, is_admin=visitor.is_admin) if visitor else [],
     }

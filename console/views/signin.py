@@ -21,6 +21,8 @@ from fhirstore.api import (
 )
 
 YEAR = 365 * 24 * 3600
+SIGNED_OUT = "/signin?signed-out"
+"""The page whose script forgets what this tab keeps for its person, unlike that of a session that has only expired."""
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -37,7 +39,7 @@ def signin(request: HttpRequest) -> HttpResponse:
     if request.method == "POST" and form.is_valid():
         login(request, form.user, backend="django.contrib.auth.backends.ModelBackend")
         return _choose_project(request)
-    context = {"form": form, "next": _next(request)}
+    context = {"form": form, "next": _next(request), "signed_out": "signed-out" in request.GET}
     return render_page(request, "account/signin.html", context, status=422 if form.errors else 200)
 
 
@@ -67,7 +69,7 @@ def signout(request: HttpRequest) -> HttpResponse:
     if request.method == "POST":
         logout(request)
         messages.success(request, "You are signed out.")
-        return HttpResponseRedirect("/signin")
+        return HttpResponseRedirect(SIGNED_OUT)
     return render_page(request, "account/signout.html", {})
 
 
@@ -102,7 +104,7 @@ def set_password(request: HttpRequest, id: str, secret: str) -> HttpResponse:
         else:
             logout(request)
             messages.success(request, "Your password is set. Sign in with it.")
-            return HttpResponseRedirect("/signin")
+            return HttpResponseRedirect(SIGNED_OUT)
     return render_page(
         request, "account/set_password.html", {"form": form}, status=422 if form.errors else 200
     )

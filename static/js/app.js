@@ -2,6 +2,24 @@
 
 const byId = (id) => document.getElementById(id);
 
+// Unsaved code is kept in this tab for the person who wrote it, and for nobody who comes after.
+// A session that merely expired has no person on its page: then the text waits for the same one.
+const here = document.body.dataset;
+const leavings = new BroadcastChannel("sign-out");
+function forgetDrafts(kept) {
+  for (const key of Object.keys(sessionStorage)) {
+    if (key.startsWith("draft:") && !(kept && key.startsWith(kept))) sessionStorage.removeItem(key);
+  }
+}
+if ("signedOut" in here) {
+  forgetDrafts();
+  leavings.postMessage(null);
+} else if (here.person) forgetDrafts(`draft:${here.person}:`);
+leavings.addEventListener("message", () => { // another tab has signed out
+  here.signedOut = "";
+  forgetDrafts();
+});
+
 /** Say something through the polite live region, without moving the focus. */
 function announce(text) {
   const live = byId("live");

@@ -7,7 +7,7 @@ const area = byId("code");
 const box = byId("code-box");
 const settings = form.dataset;
 const PLAIN = "plain-text";
-const DRAFT = `draft:${settings.bot}`;
+const DRAFT = `draft:${document.body.dataset.person}:${settings.bot}`; // the code only: the input may hold patient data
 let editor = null;
 let saved = area.defaultValue;
 
@@ -18,7 +18,7 @@ const dirty = () => text() !== saved;
 function changed() {
   byId("saved-mark")?.classList.toggle("unsaved", dirty());
   byId("deploy-now").textContent = dirty() ? "Save and deploy" : "Deploy";
-  if (dirty()) sessionStorage.setItem(DRAFT, JSON.stringify({ text: text(), base: saved }));
+  if (dirty() && !("signedOut" in document.body.dataset)) sessionStorage.setItem(DRAFT, JSON.stringify({ text: text(), base: saved }));
   else sessionStorage.removeItem(DRAFT);
 }
 function setText(value) {

@@ -54,7 +54,7 @@ def test_a_forgotten_password_is_replaced_by_a_link(bob: Person) -> None:
     (message,) = mail.outbox
     path = re.findall(r"/setpassword/\S+", str(message.body))[0]
     assert "too short" in client.post(path, {"password": "x"}).content.decode()
-    assert client.post(path, {"password": PASSWORD + "2"}).headers["Location"] == "/signin"
+    assert client.post(path, {"password": PASSWORD + "2"}).headers["Location"] == "/signin?signed-out"
     assert client.get(path).status_code == 404
     assert sign_in(bob.email, PASSWORD + "2")[1] == 302
 
@@ -86,7 +86,8 @@ def test_nobody_chooses_the_membership_of_another_person(alice: Person, charlie:
 
 def test_signing_out_ends_the_session(alice: Person) -> None:
     assert "Sign out" in alice.page("/signout")
-    alice.post("/signout")
+    assert "data-signed-out" in alice.client.post("/signout", follow=True).content.decode()
+    assert "data-signed-out" not in alice.page("/signin")
     assert alice.client.get("/").status_code == 302
 
 
