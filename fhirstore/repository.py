@@ -18,7 +18,7 @@ from typing import IO, Any, BinaryIO, Final, Literal
 
 import orjson
 
-from fhirstore import binaries, database, errors, hooks, own_parameters, tables
+from fhirstore import binaries, database, errors, hooks, own_parameters, tables, users
 from fhirstore.access import FULL, Access, Rule, hide, restore
 from fhirstore.definitions import registry
 from fhirstore.identity import Identity, system_identity
@@ -127,12 +127,24 @@ class Repository:
 
     def read(self, type: str, id: str) -> Stored:
         """Return the current version; 404 if unknown, 410 if deleted."""
+        if type == "User":
+            return self._user(id)
         rules = self._rules(type, "read")
         stored = self._current(type, id).stored
         if stored.deleted:
             self._check_deleted(stored, rules)
             raise errors.gone()
         return self._visible(stored, rules)
+
+    def _user(self, id: str) -> Stored:
+        """A member of the project: admins read all of them, a person himself."""
+        found = users.find(self.identity.project, id, self.identity.membership)
+        if found is not None and found[1] and self.identity.scopes is None:
+            return found[0]
+        rules = self._rules("User", "read")
+        if found is None:
+            raise errors.not_found()
+        return self._visible(found[0], rules)
 
     def read_reference(self, reference: str) -> Stored:
         """Return the current version of ``Type/id``; 400 if it is no such reference."""

@@ -368,3 +368,57 @@ def test_a_password_that_an_admin_has_given_opens_his_project_only(home: Caller,
     assert login(home, person, "known to others", projectId=other.project).status_code == 400
     choose_password(home, person, "my own at last")
     assert "code" in login(home, person, "my own at last", projectId=other.project).json()
+
+
+# --- people as resources ----------------------------------------------------------------------------------------------
+
+
+def test_a_user_is_read_by_admins_of_his_project_and_by_himself(
+    home: Caller, foreign: Caller, person: str
+) -> None:
+    user = models.User.objects.get(email=person)
+    path = f"User/{user.id}"
+    answer = home.send("GET", path)
+    assert answer.status_code == 200
+    seen = answer.json()
+    assert seen.pop("meta")["lastUpdated"]
+    assert seen == {
+        "resourceType": "User",
+        "id": str(user.id),
+        "firstName": "Alice",
+        "lastName": "Jones",
+        "email": person,
+    }, "and nothing of his password"
+    assert user.password not in answer.content.decode()
+    assert foreign.send("GET", path).status_code == 404
+    assert home.send("GET", f"User/{uuid.uuid4()}").status_code == 404
+    assert home.send("GET", "User/x").status_code == 404
+    assert home.send("GET", f"{path}/_history/{user.id}").status_code == 404
+    assert home.send("PUT", path, seen).status_code == 403
+    assert home.send("DELETE", path).status_code == 403
+
+    bearer = signed_in(home, person)
+    assert home.send("GET", path, authorization=bearer).json()["email"] == person
+    invite(home, other := f"{uuid.uuid4()}@example.com")
+    others = f"User/{models.User.objects.get(email=other).id}"
+    assert home.send("GET", others, authorization=bearer).status_code == 403
+    entry = {
+        "resourceType": "Bundle",
+        "type": "batch",
+        "entry": [{"request": {"method": "GET", "url": path}}],
+    }
+    assert home.send("POST", "/fhir/R4/", entry).json()["entry"][0]["resource"]["email"] == person
+
+
+def test_a_user_of_two_projects_is_read_in_both_and_nothing_of_the_other(
+    home: Caller, foreign: Caller, person: str
+) -> None:
+    path = f"User/{models.User.objects.get(email=person).id}"
+    assert foreign.send("GET", path).status_code == 404
+    membership = invite(foreign, person).json()["id"]
+    assert foreign.send("GET", path).json()["email"] == person
+    assert home.project not in foreign.send("GET", path, x_medplum="extended").content.decode()
+    assert (
+        foreign.send("DELETE", f"/admin/projects/{foreign.project}/members/{membership}").status_code == 200
+    )
+    assert foreign.send("GET", path).status_code == 404
