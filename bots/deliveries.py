@@ -26,7 +26,7 @@ from bots.audit import is_alarming
 from bots.context import author_of, project_of, subscription_of
 from bots.models import Delivery
 from bots.request import ExecutionRequest, ExecutionResult
-from bots.subscriptions import PAUSED
+from bots.subscriptions import PAUSED, wants_previous
 from bots.workers import LEASES, Underway
 from bots.workers import deliverers as _deliverers
 from bots.workers import lease as _lease
@@ -264,6 +264,7 @@ def _run_subscribed(claim: Claim, conclude: execution.Conclude) -> None:
         return
     try:
         content = _content(claim, subscription)
+        previous = _previous(claim, subscription)
     except FhirError as error:
         if error.status >= 500:
             raise
@@ -277,7 +278,7 @@ def _run_subscribed(claim: Claim, conclude: execution.Conclude) -> None:
         with transaction():
             conclude(ExecutionResult.skipped(text))
     elif claim.bot_id:
-        _execute(claim, _request(claim, subscription, content), conclude)
+        _execute(claim, replace(_request(claim, subscription, content), previous=previous), conclude)
     else:
         _send(claim, subscription, content, conclude)
 
@@ -463,6 +464,27 @@ def _content(claim: Claim, subscription: dict[str, Any]) -> bytes | None:
     """
     is_delete = claim.interaction == "delete"
     version = (claim.previous_version_id or claim.version_id) if is_delete else claim.version_id
+    return _seen(claim, subscription, version)
+
+
+def _previous(claim: Claim, subscription: dict[str, Any]) -> dict[str, Any] | None:
+    """The version before, if the Bot is to have it, there is one, and the Subscription's author may see it.
+
+    Raises FhirError.
+    """
+    if not claim.bot_id or claim.previous_version_id is None or not wants_previous(subscription):
+        return None
+    try:
+        content = _seen(claim, subscription, claim.previous_version_id)
+    except FhirError as error:
+        if error.status != 410:
+            raise
+        return None  # the change has brought back a deleted resource
+    return orjson.loads(content) if content else None
+
+
+def _seen(claim: Claim, subscription: dict[str, Any], version: str) -> bytes | None:
+    """A version as the Subscription's author may see it, attachments presigned; None if it may not. Raises FhirError."""
     stored = Repository(system_identity(claim.project)).read_version(
         claim.resource_type, claim.resource_id, version
     )

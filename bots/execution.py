@@ -287,6 +287,7 @@ def _event(request: ExecutionRequest, context: Context) -> dict[str, Any]:
         "contentType": request.content_type,
         "requester": request.requester,
         "headers": request.headers,
+        "previous": request.previous,
     }
     return event | {name: value for name, value in optional.items() if value is not None}
 

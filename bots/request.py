@@ -41,6 +41,7 @@ class ExecutionRequest:
         fresh: version of the Bot and number of the deployment the asker has seen; the run uses no older ones.
         subscription_id, interaction, resource, version_id: the Subscription, and the change it hears about
             (``resource`` as ``Type/id``).
+        previous: ``event.previous``, the version before that change; None leaves the field out.
         attempt: 1 for the first.
         job_id: the AsyncJob whose output the result becomes.
         definition: of a custom operation with a job: the OperationDefinition's output parameters, ``{"parameter": […]}``.
@@ -68,6 +69,7 @@ class ExecutionRequest:
     interaction: str | None = None
     resource: str | None = None
     version_id: str | None = None
+    previous: dict[str, Any] | None = None
     attempt: int = 1
     value_only: bool = False
     job_id: str | None = None

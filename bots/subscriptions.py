@@ -53,6 +53,8 @@ ATTEMPTS_URL: Final = EXTENSION + "subscription-max-attempts"
 SUCCESS_URL: Final = EXTENSION + "subscription-success-codes"
 DESTINATION_URL: Final = EXTENSION + "subscription-audit-event-destination"
 PRE_COMMIT_URL: Final = EXTENSION + "pre-commit-bot"
+PREVIOUS_URL: Final = "urn:fhirbots:previous-version"
+"""With ``valueBoolean`` true the Bot gets the version before the change as well: ``event.previous``."""
 
 MOST_ATTEMPTS: Final = 18
 DESTINATIONS: Final = ("resource", "log")
@@ -162,6 +164,14 @@ def is_pre_commit(subscription: dict[str, Any]) -> bool:
     )
 
 
+def wants_previous(subscription: dict[str, Any]) -> bool:
+    """True for a Subscription whose Bot is to get the version before a change as well."""
+    return any(
+        each.get("url") == PREVIOUS_URL and each.get("valueBoolean") is True
+        for each in subscription.get("extension") or ()
+    )
+
+
 def endpoint_problem(subscription: dict[str, Any]) -> str:
     """Why nothing can be delivered, as a sentence; empty if something can."""
     if is_pre_commit(subscription) and str(subscription.get("criteria")).startswith("AuditEvent"):
@@ -193,6 +203,10 @@ def _check_delivery(extensions: Iterable[dict[str, Any]]) -> None:
                 )
         if url == DESTINATION_URL and extension.get("valueCode") not in DESTINATIONS:
             raise bad_request("AuditEvents go to resource or log", "Subscription.extension")
+        if url == PREVIOUS_URL and not isinstance(extension.get("valueBoolean"), bool):
+            raise bad_request(
+                "Whether the Bot gets event.previous is a valueBoolean", "Subscription.extension"
+            )
 
 
 def _expressions(extensions: Iterable[dict[str, Any]]) -> tuple[str, ...]:
@@ -264,6 +278,8 @@ def check_subscription(repository: Repository, resource: dict[str, Any], _previo
         repository.warn(
             "Of AuditEvents only those of runs and deliveries that failed are delivered. Write AuditEvent?outcome=4,8,12"
         )
+    if wants_previous(resource) and (not _bot_id(resource) or is_pre_commit(resource)):
+        repository.warn("The version before the change is given only to a Bot that runs after the change")
     for extension in resource.get("extension") or ():
         if extension.get("url") == SUCCESS_URL and parse_codes(extension.get("valueString")) is None:
             repository.warn(

@@ -63,6 +63,11 @@ class BotEvent(Mapping[str, Any]):
         return self._fields.get("requester")
 
     @property
+    def previous(self) -> dict[str, Any] | None:
+        """The version before the change, where the Subscription asks for it; None on create."""
+        return self._fields.get("previous")
+
+    @property
     def trace_id(self) -> str | None:
         """Id that the run shares with everything it causes."""
         return self._fields.get("traceId")

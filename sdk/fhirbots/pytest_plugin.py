@@ -53,7 +53,7 @@ def medplum(fhirbots_server: ServerAddress) -> Iterator[SyncMedplumClient]:
 
 @pytest.fixture
 def run_bot(fhirbots_server: ServerAddress) -> Callable[..., Any]:
-    """Run a handler: ``run_bot(handler, input, content_type=…, secrets=…, requester=…, headers=…, streaming=…)``.
+    """Run a handler: ``run_bot(handler, input, content_type=…, secrets=…, requester=…, headers=…, streaming=…, previous=…)``.
 
     Returns what it returns; of an answer that it has streamed, the whole Response.
     """

@@ -40,6 +40,7 @@ def make_event(
     requester: str | None = None,
     headers: Mapping[str, str] | None = None,
     streaming: bool = False,
+    previous: Mapping[str, Any] | None = None,
     bot: str = "Bot/00000000-0000-4000-8000-000000000000",
 ) -> BotEvent:
     """An event as the server makes it.
@@ -49,6 +50,7 @@ def make_event(
         secrets: values by name: ``{"API_KEY": "abc", "LIMIT": 5}``.
         requester: reference of who asks, such as ``Practitioner/123``.
         streaming: the Bot may stream: ``event.response_stream`` is there, and keeps the parts.
+        previous: the version before the change.
     """
     # What goes over the wire is JSON, so that a test does not pass with what could not be sent.
     value = (
@@ -66,6 +68,8 @@ def make_event(
     }
     if requester:
         fields["requester"] = {"reference": requester}
+    if previous is not None:
+        fields["previous"] = json.loads(json.dumps(previous))
     if streaming:
         fields["responseStream"] = CollectedStream()
     return BotEvent(fields)

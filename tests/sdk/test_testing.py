@@ -130,3 +130,5 @@ def test_events_are_what_the_server_makes_of_them() -> None:
     assert set(event) >= {"bot", "input", "contentType", "secrets", "traceId"}
     assert event.requester is None
     assert "requester" not in event
+    assert event.previous is None
+    assert make_event({}, previous={"resourceType": "Patient"}).previous == {"resourceType": "Patient"}
