@@ -98,7 +98,33 @@ def row(resource: Mapping[str, Any], fields: Sequence[str]) -> list[Cell]:
 def offset_of(query: Mapping[str, str]) -> int:
     """`_offset` of an address: 0 unless it is a number the search takes (at most 10 000)."""
     text = query.get("_offset", "")
-    return min(int(text), 10_000) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    return min(int(text), MAX_OFFSET) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+
+
+MAX_OFFSET: Final = 10_000
+"""Of a search; who has more rows than that narrows the list."""
+
+
+def pages(keep: Sequence[tuple[str, str]], offset: int, size: int, has_next: bool) -> dict[str, str]:
+    """The links of a list's pager, empty where there is no such page; `pager_text` says so where rows cannot be reached by it.
+
+    Args:
+        keep: the other parameters of the address.
+        offset: rows before this page.
+        size: rows of a page.
+        has_next: there are rows behind it.
+    """
+    is_end = has_next and offset + size > MAX_OFFSET
+    return {
+        "previous": f"?{with_parameters(keep, offset=max(offset - size, 0))}" if offset else "",
+        "next": f"?{with_parameters(keep, offset=offset + size)}" if has_next and not is_end else "",
+        "pager_text": f"Only the first {offset + size:,} are listed. Search to see others." if is_end else "",
+    }
+
+
+def search_text(text: str) -> str:
+    """Text as one value of a search: its commas and bars stand for themselves."""
+    return re.sub(r"([\\,|$])", r"\\\1", text)
 
 
 def with_parameters(query: Sequence[tuple[str, str]], **changes: str | int | None) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.views.decorators.http import require_http_methods, require_safe
 
-from console import access
+from console import access, tables
 from console.forms.admin import ClientForm, InviteForm
 from console.forms.project import ProjectForm
 from console.forms.schedule import zones
 from console.htmx import render_page
+from console.views.bot import named
 from fhirstore.api import (
     FhirError,
     Invitation,
@@ -23,7 +25,14 @@ from fhirstore.api import (
     project_update,
 )
 
-MAX_MEMBERS = 1000
+PAGE: Final = 50
+MEMBERS: Final = {
+    "Bot": ("profile-type", "Bot"),
+    "ClientApplication": ("profile-type", "ClientApplication"),
+    "User": ("profile-type:not", "Bot,ClientApplication"),
+}
+"""Kinds of members, each with the filter that finds their memberships."""
+Json = dict[str, Any]
 CRUMBS = [("Project", "/admin/project")]
 CLIENT_CRUMBS = [*CRUMBS, ("Clients", "/admin/clients")]
 
@@ -33,8 +42,7 @@ def project_page(request: HttpRequest) -> HttpResponse:
     """Name, id and features of the project, and where to go from here."""
     repository = access.admin(request)
     project = repository.read("Project", repository.identity.project).resource
-    members = memberships(repository)
-    counts = {kind: sum(_kind(m) == kind for m in members) for kind in ("Bot", "ClientApplication", "User")}
+    counts = {kind: _count(repository, member_filter) for kind, member_filter in MEMBERS.items()}
     return render_page(request, "admin/project.html", {"project": project, "counts": counts})
 
 
@@ -61,8 +69,13 @@ def project_settings(request: HttpRequest) -> HttpResponse:
 def project_users(request: HttpRequest) -> HttpResponse:
     """The people of the project."""
     repository = access.admin(request)
-    people = [member for member in memberships(repository) if _kind(member) == "User"]
-    return render_page(request, "admin/users.html", {"people": people, "crumbs": CRUMBS})
+    wanted = request.GET.get("name", "").strip()
+    filters = [MEMBERS["User"]]
+    if wanted:
+        text = wanted.replace("\\", "\\\\").replace('"', '\\"')
+        filters.append(("_filter", f'profile.name co "{text}" or profile.email eq "{text}"'))
+    people, page = _page(request, repository, "ProjectMembership", filters)
+    return render_page(request, "admin/users.html", {"people": people, "crumbs": CRUMBS} | page)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -99,21 +112,20 @@ def project_invite(request: HttpRequest) -> HttpResponse:
 def project_bots(request: HttpRequest) -> HttpResponse:
     """Bots by membership: what they may do."""
     repository = access.admin(request)
-    found = repository.search(parse("Bot", [("_sort", "-_lastUpdated"), ("_count", "200")])).entries
-    by_profile = {(m.get("profile") or {}).get("reference"): m for m in memberships(repository)}
-    rows = [(bot.resource, by_profile.get(f"Bot/{bot.id}")) for bot in found]
-    return render_page(request, "admin/bots.html", {"rows": rows, "crumbs": CRUMBS})
+    bots, page = _page(request, repository, "Bot", named(request.GET.get("name", "").strip()))
+    rows = _with_memberships(repository, bots)
+    return render_page(request, "admin/bots.html", {"rows": rows, "crumbs": CRUMBS} | page)
 
 
 @require_safe
 def project_clients(request: HttpRequest) -> HttpResponse:
     """Client applications."""
     repository = access.admin(request)
-    query = [("_sort", "-_lastUpdated"), ("_count", "200")]
-    clients = [stored.resource for stored in repository.search(parse("ClientApplication", query)).entries]
-    by_profile = {(m.get("profile") or {}).get("reference"): m for m in memberships(repository)}
-    rows = [(client, by_profile.get(f"ClientApplication/{client['id']}")) for client in clients]
-    return render_page(request, "admin/clients.html", {"rows": rows, "crumbs": CRUMBS})
+    clients, page = _page(
+        request, repository, "ClientApplication", named(request.GET.get("name", "").strip())
+    )
+    rows = _with_memberships(repository, clients)
+    return render_page(request, "admin/clients.html", {"rows": rows, "crumbs": CRUMBS} | page)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -144,11 +156,28 @@ def project_client_new(request: HttpRequest) -> HttpResponse:
     )
 
 
-def memberships(repository: Repository) -> list[dict[str, Any]]:
-    """All memberships of the project, newest first."""
-    query = [("_sort", "-_lastUpdated"), ("_count", str(MAX_MEMBERS))]
-    return [stored.resource for stored in repository.search(parse("ProjectMembership", query)).entries]
+def _page(
+    request: HttpRequest, repository: Repository, type: str, filters: Sequence[tuple[str, str]]
+) -> tuple[list[Json], Json]:
+    """A page of a list, newest first, and what its template needs to page and to search by name."""
+    offset = tables.offset_of(request.GET)
+    query = [*filters, ("_sort", "-_lastUpdated"), ("_count", str(PAGE)), ("_offset", str(offset))]
+    found = repository.search(parse(type, query))
+    name = request.GET.get("name", "").strip()
+    pager = tables.pages([("name", name)] if name else [], offset, PAGE, found.has_next)
+    return [stored.resource for stored in found.entries], {"name": name, "path": request.path, **pager}
 
 
-def _kind(membership: dict[str, Any]) -> str:
-    return str((membership.get("user") or {}).get("reference", "")).partition("/")[0]
+def _with_memberships(repository: Repository, resources: Sequence[Json]) -> list[tuple[Json, Json | None]]:
+    """Bots or clients, each with its membership."""
+    if not resources:
+        return []
+    profiles = [f"{each['resourceType']}/{each['id']}" for each in resources]
+    found = repository.search_all("ProjectMembership", [("profile", ",".join(profiles))])
+    by_profile = {stored.resource["profile"]["reference"]: stored.resource for stored in found}
+    return [(each, by_profile.get(profile)) for each, profile in zip(resources, profiles, strict=True)]
+
+
+def _count(repository: Repository, member_filter: tuple[str, str]) -> int | None:
+    query = [member_filter, ("_count", "0"), ("_total", "accurate")]
+    return repository.search(parse("ProjectMembership", query)).total

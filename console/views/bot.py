@@ -48,15 +48,19 @@ def bot_list(request: HttpRequest) -> HttpResponse:
     wanted = request.GET.get("name", "").strip()
     offset = tables.offset_of(request.GET)
     query = [("_sort", "-_lastUpdated"), ("_count", str(PAGE)), ("_offset", str(offset))]
-    found = repository.search(parse("Bot", query + ([("name:contains", wanted)] if wanted else [])))
+    found = repository.search(parse("Bot", query + named(wanted)))
     keep = [("name", wanted)] if wanted else []
     context = {
         "rows": bot_rows(repository, found.entries),
         "name": wanted,
-        "previous": f"?{tables.with_parameters(keep, offset=max(offset - PAGE, 0))}" if offset else "",
-        "next": f"?{tables.with_parameters(keep, offset=offset + PAGE)}" if found.has_next else "",
+        **tables.pages(keep, offset, PAGE, found.has_next),
     }
     return render_page(request, "bot/list.html", context)
+
+
+def named(wanted: str) -> list[tuple[str, str]]:
+    """The filter for names that contain a text; none for an empty one."""
+    return [("name:contains", tables.search_text(wanted))] if wanted else []
 
 
 def bot_rows(repository: Repository, bots: Sequence[Stored]) -> list[BotRow]:
@@ -108,7 +112,7 @@ def bot_new(request: HttpRequest) -> HttpResponse:
     repository = access.admin(request)
     policies = [
         (f"AccessPolicy/{stored.id}", stored.resource.get("name") or stored.id)
-        for stored in repository.search(parse("AccessPolicy", [("_sort", "name"), ("_count", "200")])).entries
+        for stored in repository.search_all("AccessPolicy", [("_sort", "name")])
     ]
     form = BotForm(policies, request.POST or None)
     if request.method == "POST" and form.is_valid():
@@ -154,11 +158,18 @@ def bot_subscriptions(request: HttpRequest, id: str) -> HttpResponse:
     """The Subscriptions that call this Bot."""
     repository = access.admin(request)
     _stored, bot = access.read(repository, "Bot", id)
-    query = [("url", f"Bot/{id}"), ("_sort", "-_lastUpdated"), ("_count", "100")]
-    found = repository.search(parse("Subscription", query)).entries
+    offset = tables.offset_of(request.GET)
+    query = [
+        ("url", f"Bot/{id}"),
+        ("_sort", "-_lastUpdated"),
+        ("_count", str(PAGE)),
+        ("_offset", str(offset)),
+    ]
+    found = repository.search(parse("Subscription", query))
     context = bot_context(repository, bot, "Subscriptions") | {
-        "rows": subscription_rows(repository, found),
+        "rows": subscription_rows(repository, found.entries),
         "never_deployed": deployment_current(repository, id) is None,
+        **tables.pages([], offset, PAGE, found.has_next),
     }
     return render_page(request, "bot/subscriptions.html", context)
 

@@ -39,8 +39,7 @@ def resource_history(request: HttpRequest, type: str, id: str) -> HttpResponse:
         "numbers": [total - offset - index for index in range(len(items))],
         "rows": [(total - offset - index, item) for index, item in enumerate(items)],
         "deleted": found[0].deleted and not offset,
-        "previous": f"?_offset={max(offset - PAGE, 0)}" if offset else "",
-        "next": f"?_offset={offset + PAGE}" if offset + PAGE < total else "",
+        **tables.pages([], offset, PAGE, offset + PAGE < total),
     }
     return render_page(request, "resource/history.html", context)
 

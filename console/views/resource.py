@@ -62,19 +62,15 @@ def list_context(repository: Repository, type: str, query: list[tuple[str, str]]
     search = repository.parse(type, [(name, value) for name, value in query if name != "_fields"])
     found = repository.search(search)
     rows = [tables.row(stored.resource, fields) for stored in found.entries]
+    pager = tables.pages(query, search.offset, search.count, found.has_next)
     first = search.offset + 1
     return {
         "type": type,
         "new_url": f"/{type}/new",
         "columns": tables.columns(type, fields, query),
         "rows": rows,
-        "range": f"{first} to {search.offset + len(rows)}" if rows else "",
-        "previous": f"?{tables.with_parameters(query, offset=max(search.offset - search.count, 0))}"
-        if search.offset
-        else "",
-        "next": f"?{tables.with_parameters(query, offset=search.offset + search.count)}"
-        if found.has_next
-        else "",
+        **pager,
+        "range": pager["pager_text"] or (f"{first} to {search.offset + len(rows)}" if rows else ""),
         "filters": [(name, value, f"?{_without(query, name, value)}") for name, value in _filters(query)],
         "clear_url": f"?{tables.with_parameters([(n, v) for n, v in query if n in tables.CONTROL_PARAMETERS], offset=0)}",
         "unknown_fields": tables.unknown_fields(type, fields),

@@ -57,8 +57,7 @@ def subscription_list(request: HttpRequest) -> HttpResponse:
     context = {
         "rows": subscription_rows(repository, found.entries),
         "status": status,
-        "previous": f"?{tables.with_parameters(keep, offset=max(offset - PAGE, 0))}" if offset else "",
-        "next": f"?{tables.with_parameters(keep, offset=offset + PAGE)}" if found.has_next else "",
+        **tables.pages(keep, offset, PAGE, found.has_next),
     }
     return render_page(request, "subscription/list.html", context)
 
@@ -193,8 +192,7 @@ def subscription_deliveries(request: HttpRequest, id: str) -> HttpResponse:
         "failed_text": f"Deliver again all {failed} given up",
         "paused": paused if subscription.get("status") == "active" else 0,
         "paused_text": f"Deliver the {paused} changes made during the pause",
-        "previous": f"?{tables.with_parameters(keep, offset=max(offset - PAGE, 0))}" if offset else "",
-        "next": f"?{tables.with_parameters(keep, offset=offset + PAGE)}" if offset + PAGE < total else "",
+        **tables.pages(keep, offset, PAGE, offset + PAGE < total),
     }
     return render_page(request, "subscription/deliveries.html", context)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import re
 
+import pytest
+
+from bots.api import bot_create
+from fhirstore.api import Invitation, client_create, member_invite
 from tests.console.conftest import Person
 from tests.console.test_bot import record_run
 
@@ -56,6 +61,63 @@ def test_bots_are_listed_by_membership(alice: Person, bot: str) -> None:
     assert "hello-patient" in page
     assert "full access to the project" in page
     assert "Missing" in page
+
+
+def all_rows(person: Person, url: str) -> list[str]:
+    """The names in the first column of all pages, followed by *Next*."""
+    found: list[str] = []
+    address = url
+    while address:
+        page = person.page(address)
+        found += re.findall(r'<th scope="row" data-label="Name"><a href="[^"]*">([^<]*)</a>', page)
+        following = re.search(r'rel="next" href="([^"]*)"', page)
+        address = url.partition("?")[0] + html.unescape(following.group(1)) if following else ""
+    return found
+
+
+@pytest.fixture
+def crowd(alice: Person) -> None:
+    """More Bots, clients and people than a page holds."""
+    repository = alice.repository
+    for number in range(55):
+        with repository.transaction():
+            bot_create(repository, name=f"bot {number:02}", language="javascript")
+            client_create(repository, name=f"client {number:02}", description=None, membership=None)
+        member_invite(
+            repository,
+            Invitation(
+                "Practitioner", "Eve", f"Number{number:02}", f"eve{number}-{alice.membership}@example.com"
+            ),
+        )
+
+
+def test_every_row_of_the_lists_is_reached_and_found_by_name(alice: Person, crowd: None) -> None:
+    assert sorted(all_rows(alice, "/admin/bots")) == [f"bot {number:02}" for number in range(55)]
+    assert sorted(all_rows(alice, "/admin/clients")) == [f"client {number:02}" for number in range(55)]
+    people = all_rows(alice, "/admin/users")
+    assert sorted(people)[:55] == [f"Eve Number{number:02}" for number in range(55)]
+    assert len(people) == 56  # and Alice herself
+    assert all_rows(alice, "/admin/bots?name=OT+17") == ["bot 17"]
+    assert all_rows(alice, "/admin/clients?name=17") == ["client 17"]
+    assert all_rows(alice, "/admin/users?name=number17") == ["Eve Number17"]
+    assert all_rows(alice, f"/admin/users?name=eve17-{alice.membership}@example.com") == ["Eve Number17"]
+    assert len(all_rows(alice, "/admin/users?name=eve")) == 55
+    project = alice.page("/admin/project")
+    assert '<a href="/admin/users">56</a>' in project
+    assert '<a href="/admin/clients">55</a>' in project
+    assert '<a href="/admin/bots">55</a>' in project
+
+
+@pytest.mark.parametrize("url", ["/admin/users", "/admin/bots", "/admin/clients", "/Bot"])
+@pytest.mark.parametrize("text", ['"', "\\\\", "a,b|$c", 'x") or (name pr true', "<b>", "é" * 300])
+def test_any_text_may_be_searched(alice: Person, url: str, text: str) -> None:
+    page = alice.client.get(url, {"name": text})
+    assert page.status_code == 200
+    assert f'value="{html.escape(text)}"' in page.content.decode().replace("&quot;", "&#34;").replace(
+        "&#34;", "&quot;"
+    )
+    if url != "/Bot":
+        assert "Nothing matches this search." in page.content.decode()
 
 
 def test_the_overview_teaches_the_first_steps_and_names_failing_bots(alice: Person, bot: str) -> None:

@@ -196,3 +196,12 @@ def test_a_large_or_deep_value_is_shown_without_a_tree() -> None:
         '<span class="text">&quot;&lt;b&gt;&quot;</span></li></ul></details>'
     )
     assert json_tree(["<b>"] * 50_000).startswith('<pre class="mono">[\n  &quot;&lt;b&gt;&quot;')
+
+
+def test_a_pager_ends_where_the_search_does_and_says_so() -> None:
+    assert tables.pages([], 0, 50, False) == {"previous": "", "next": "", "pager_text": ""}
+    middle = tables.pages([("name", "a b")], 50, 50, True)
+    assert middle == {"previous": "?name=a+b&_offset=0", "next": "?name=a+b&_offset=100", "pager_text": ""}
+    assert tables.pages([], 9_950, 50, True)["next"] == "?_offset=10000"
+    end = tables.pages([], 10_000, 50, True)
+    assert (end["next"], end["pager_text"]) == ("", "Only the first 10,050 are listed. Search to see others.")
