@@ -75,6 +75,8 @@ class IsAdminOfProject(BasePermission):
 class ApiView(APIView):
     """An endpoint beside FHIR for whoever has a login. Bodies are JSON objects; every failure is an OperationOutcome."""
 
+    body: type[serializers.Serializer[Any]] | None = None
+    """What reads the body of a POST, where that is an object of known fields."""
     authentication_classes: Sequence[type[BaseAuthentication]] = [ProjectAuthentication]
     permission_classes: Sequence[type[BasePermission]] = []
     parser_classes = [PlainJsonParser, FhirJsonParser]
@@ -85,6 +87,14 @@ class ApiView(APIView):
         """The caller's."""
         repository: Any = self.request.user
         return repository  # type: ignore[no-any-return]  # what ProjectAuthentication made
+
+    def given(self) -> dict[str, Any]:
+        """What :attr:`body` has read; raises ValidationError, which becomes an OperationOutcome."""
+        if self.body is None:
+            raise TypeError(f"{type(self).__name__} reads no body")
+        serializer = self.body(data=self.request.data)
+        serializer.is_valid(raise_exception=True)
+        return dict(serializer.validated_data)
 
     def get_exception_handler(self) -> Callable[..., Response | None]:
         return _refuse
@@ -185,8 +195,10 @@ class ProjectView(AdminView):
 class ClientView(AdminView):
     """``POST projects/{id}/client``: the answer is the only one that ever shows the secret."""
 
+    body = ClientSerializer
+
     def post(self, request: Request, project: str) -> Response:
-        given = validated(ClientSerializer(data=request.data))
+        given = self.given()
         membership: dict[str, Any] = {
             name: given.pop(name) for name in ("accessPolicy", "admin") if name in given
         }
@@ -202,8 +214,10 @@ class ClientView(AdminView):
 class InviteView(AdminView):
     """``POST projects/{id}/invite``."""
 
+    body = InviteSerializer
+
     def post(self, request: Request, project: str) -> Response:
-        given = validated(InviteSerializer(data=request.data))
+        given = self.given()
         beside: dict[str, Any] = {
             name: given[name] for name in ("accessPolicy", "access", "admin") if name in given
         }
@@ -281,13 +295,9 @@ class SetPasswordSerializer(serializers.Serializer[Any]):
 class SetPasswordView(ApiView):
     """``POST projects/setpassword``: an admin gives somebody, who is a member of this project only, a password."""
 
+    body = SetPasswordSerializer
+
     def post(self, request: Request) -> Response:
-        given = validated(SetPasswordSerializer(data=request.data))
+        given = self.given()
         accounts.member_set_password(self.repository, given["email"], given["password"])
         return Response(all_ok())
-
-
-def validated(serializer: serializers.Serializer[Any]) -> dict[str, Any]:
-    """What a serializer has read; raises ValidationError, which becomes an OperationOutcome."""
-    serializer.is_valid(raise_exception=True)
-    return dict(serializer.validated_data)

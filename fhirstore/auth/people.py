@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fhirstore import models
-from fhirstore.admin_api import ApiView, validated
+from fhirstore.admin_api import ApiView
 from fhirstore.auth import identities, keys, oauth
 from fhirstore.auth.passwords import password_check, password_forgotten, password_link_user, password_set
 from fhirstore.errors import all_ok, bad_request, not_found, unauthorized
@@ -58,8 +58,10 @@ class LoginSerializer(serializers.Serializer[Any]):
 class LoginView(PublicView):
     """``POST /auth/login``: ``{login, code}``, or ``{login, memberships}`` for a person of several projects."""
 
+    body = LoginSerializer
+
     def post(self, request: Request) -> Response:
-        given = validated(LoginSerializer(data=request.data))
+        given = self.given()
         user = password_check(request._request, given["email"], given.pop("password"))
         if user is None:
             raise bad_request("Email or password is invalid")
@@ -143,8 +145,10 @@ class ChangePasswordSerializer(serializers.Serializer[Any]):
 class ChangePasswordView(ApiView):
     """``POST /auth/changepassword``, by the person himself."""
 
+    body = ChangePasswordSerializer
+
     def post(self, request: Request) -> Response:
-        given = validated(ChangePasswordSerializer(data=request.data))
+        given = self.given()
         user = _person(self.repository.identity)
         if password_check(request._request, user.email, given["oldPassword"]) is None:
             raise bad_request("Incorrect password", "oldPassword")
@@ -162,8 +166,10 @@ class ResetPasswordSerializer(serializers.Serializer[Any]):
 class ResetPasswordView(PublicView):
     """``POST /auth/resetpassword``: mail a link to set a new password. The answer does not tell who has an account."""
 
+    body = ResetPasswordSerializer
+
     def post(self, request: Request) -> Response:
-        password_forgotten(request._request, validated(ResetPasswordSerializer(data=request.data))["email"])
+        password_forgotten(request._request, self.given()["email"])
         return Response(all_ok())
 
 
@@ -178,8 +184,10 @@ class SetPasswordSerializer(serializers.Serializer[Any]):
 class SetPasswordView(PublicView):
     """``POST /auth/setpassword``: with what stands in the link, ``/setpassword/{id}/{secret}``."""
 
+    body = SetPasswordSerializer
+
     def post(self, request: Request) -> Response:
-        given = validated(SetPasswordSerializer(data=request.data))
+        given = self.given()
         user = password_link_user(given["id"], given["secret"])
         if user is None:
             raise bad_request("The link is used up or too old. Ask for a new one", "secret")

@@ -15,10 +15,10 @@ from django.utils.html import format_html
 from fhirstore import models
 from fhirstore.auth import identities, keys, oauth
 from fhirstore.binaries import presign_urls
-from fhirstore.errors import FhirError, all_ok, method_not_allowed
+from fhirstore.errors import FhirError, all_ok
 from fhirstore.identity import system_identity
 from fhirstore.repository import Repository
-from fhirstore.rest.http import endpoint, json_response, refusing
+from fhirstore.rest.http import endpoint, json_response
 from fhirstore.rest.messages import FHIR_JSON
 
 FAVORITES: Final = (
@@ -62,15 +62,13 @@ def revoke(request: HttpRequest) -> HttpResponseBase:
     return oauth.server().answer(oauth.Revocation, request)
 
 
-@refusing
-def authorize(request: HttpRequest, **_: object) -> HttpResponse:
+@endpoint("GET", public=True)
+def authorize(request: HttpRequest) -> HttpResponse:
     """``GET /oauth2/authorize`` (RFC 6749 §3.1): send whoever is signed in to the console back to a client with a code.
 
     Not signed in, or asked to sign in again (``prompt=login``): the console's sign-in comes first, where the project is
     chosen too. A client or redirect URI that is not known gets a plain 400, never a redirect.
     """
-    if request.method not in ("GET", "HEAD"):
-        raise method_not_allowed(["GET"])
     server = oauth.server()
     try:
         grant = server.get_consent_grant(request)

@@ -248,6 +248,8 @@ def endpoint(
                 return view(request, **kwargs)
             return view(request, repository_of(request, headers, trace), **kwargs)
 
+        # what openapi.py tells of it
+        wrapped.methods, wrapped.public = methods, public  # type: ignore[attr-defined]
         return wrapped
 
     return decorate

@@ -28,7 +28,7 @@ from fhirstore.rest.views import nothing
 
 API: Final = re.compile(
     r"/(?:api/)?(?:projects/[^/]+/)?"
-    r"(?:fhir|auth|oauth2|admin/projects|email|keyvalue|storage|\.well-known|cds-services|webhook)(?:/|$)"
+    r"(?:fhir|auth|oauth2|admin/projects|email|keyvalue|storage|\.well-known|cds-services|webhook|openapi\.json)(?:/|$)"
 )
 PAGES: Final = frozenset({"/oauth2/authorize"})
 """API paths that are pages for a person with a session."""

@@ -7,13 +7,14 @@ from django.urls import URLPattern, URLResolver, path, re_path
 from fhirstore import admin_api
 from fhirstore.auth import people
 from fhirstore.auth import views as auth
-from fhirstore.rest import keyvalue, mail, views
+from fhirstore.rest import keyvalue, mail, openapi, views
 
 _ROOT = r"^(?P<prefix>(?:api/)?(?:projects/(?P<project>[^/]+)/)?fhir/R4)"
 
 urlpatterns: list[URLPattern | URLResolver] = [
     re_path(r"^(?:api/)?(?:projects/[^/]+/)?fhir/R4/(?P<name>metadata|\$versions)$", views.metadata),
     re_path(r"^(?:fhir/R4/)?\.well-known/smart-configuration$", auth.openid_configuration),
+    path("openapi.json", openapi.openapi),
     re_path(_ROOT + r"(?:/(?P<path>.*))?$", views.fhir),
     path("storage/<str:id>/<str:version>", views.storage),
     path("oauth2/authorize", auth.authorize),
