@@ -65,11 +65,23 @@ def is_wanted(bot: dict[str, Any], conclusion: Conclusion) -> bool:
 
 
 def is_alarming(event: dict[str, Any], trace_id: str | None) -> bool:
-    """May an AuditEvent, made in a trace, set something off?
+    """May an AuditEvent set something off?
 
     Only if it tells of a failure, and not if it is itself the work of one that did: alarms about alarms would never end.
+
+    Args:
+        event: as :func:`audit_event` makes it, or that of a delivery.
+        trace_id: of who says that it was written: the run it tells of, or whoever resends it.
     """
-    return event.get("outcome", "0") != "0" and not (trace_id or "").startswith(ALARM)
+    if event.get("outcome", "0") == "0":
+        return False
+    own = (
+        part.get("valueId")
+        for extension in event.get("extension") or ()
+        if extension.get("url") == TRACING
+        for part in extension.get("extension") or ()
+    )
+    return not any(str(trace).startswith(ALARM) for trace in (trace_id, *own))
 
 
 def destinations(bot: dict[str, Any]) -> frozenset[str]:

@@ -160,6 +160,40 @@ def test_deliveries_to_urls_are_heard_of_and_can_be_alarms(project: Project, tag
     assert (path, told["outcome"], headers["x-trace-id"]) == ("/alarm", "4", f"alarm-{told['id']}")
 
 
+def test_what_failed_can_be_resent_but_not_by_an_alarm_nor_about_one(project: Project) -> None:
+    code = """exports.handler = async (medplum, event) => {
+      await medplum.post(`fhir/R4/AuditEvent/${event.input.id}/$resend`, {});
+      throw new Error('no');
+    };"""
+
+    def resend(event_id: str) -> None:
+        answer = project.http.post(f"/fhir/R4/AuditEvent/{event_id}/$resend", json={})
+        assert answer.status_code == 200, answer.text
+
+    bot = failing(project)
+    alarms = alarm(project, bot, code)
+    (subscription,) = project.search(f"Subscription?_id={alarms}")
+    alarming = subscription["channel"]["endpoint"]
+    (membership,) = project.search(f"ProjectMembership?profile={alarming}")
+    operations = [{"op": "add", "path": "/admin", "value": True}]  # or it could not resend anything
+    project.http.patch(f"/fhir/R4/ProjectMembership/{membership['id']}", json=operations).raise_for_status()
+    about = project.subscribe(
+        project.bot(TELL, filename="b.cjs"), f"AuditEvent?outcome=4&entity={alarming}", extension=ONCE
+    )["id"]
+    project.execute(bot)
+    (run,) = project.audit_events(f"Subscription/{alarms}", 1)
+    assert run["outcomeDesc"].startswith("Unhandled error: no\n"), "it has resent it, in vain"
+    (failure,) = [each for each in project.audit_events(f"Bot/{bot}") if each["id"] != run["id"]]
+    rest(project)
+    assert len(deliveries(project.admin, alarms)) == 1
+    resend(run["id"])
+    resend(failure["id"])
+    project.audit_events(f"Subscription/{alarms}", 2)
+    rest(project)
+    assert len(deliveries(project.admin, alarms)) == 2
+    assert deliveries(project.admin, about) == []
+
+
 def test_what_clients_write_raises_no_alarm(project: Project) -> None:
     bot = failing(project)
     alarms = alarm(project, bot)
