@@ -40,6 +40,8 @@ SPEED = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 def pytest_configure(config: pytest.Config) -> None:
     """Give this run its secret key and its own data folder before anything reads them."""
     os.environ["SECRET_KEY"] = settings.SECRET_KEY = uuid.uuid4().hex
+    # most tests need people, hardly any their passwords; the server's processes hash as ever
+    settings.PASSWORD_HASHERS = ["tests.passwords.QuickScrypt", *settings.PASSWORD_HASHERS]
     logging.getLogger("httpx").setLevel(logging.WARNING)  # or a failed test shows every request it made
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import httpx
 import pytest
 
 from fhirstore import models
 from fhirstore.api import client_create, memberships_of_user
+from tests.conftest import Server
 from tests.rest.conftest import FORM, Caller, text_of
 
 
@@ -54,6 +56,15 @@ def test_an_invitation_makes_user_profile_and_membership(home: Caller) -> None:
     user = models.User.objects.get(email=body["email"])
     assert user.check_password("correct horse battery")
     assert [each.id for each in memberships_of_user(user)] == [membership["id"]]
+
+
+def test_the_running_server_keeps_a_password_as_a_costly_hash(server: Server) -> None:
+    body = invitation(password="correct horse battery")
+    credentials = (server.client_id, server.client_secret)
+    with httpx.Client(base_url=server.base_url, auth=credentials, timeout=60) as http:
+        project = http.get("/auth/me").json()["project"]["id"]
+        assert http.post(f"/admin/projects/{project}/invite", json=body).status_code == 200
+    assert models.User.objects.get(email=body["email"]).password.startswith("scrypt$16384$")
 
 
 def test_inviting_again_is_a_conflict_unless_it_updates(home: Caller) -> None:
