@@ -50,10 +50,16 @@ async function handler(medplum, event) {
 """
 
 
-@pytest.fixture
-def medplum(server: Server, tmp_path: Path) -> Iterator[Medplum]:
+@pytest.fixture(scope="module")
+def deno_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Deno keeps what it has compiled of the command; each test's HOME is a new one."""
     install_packages(HERE)
-    cli = Medplum(server, tmp_path)
+    return tmp_path_factory.mktemp("deno")
+
+
+@pytest.fixture
+def medplum(server: Server, tmp_path: Path, deno_cache: Path) -> Iterator[Medplum]:
+    cli = Medplum(server, tmp_path, deno_cache)
     yield cli
     cli.http.close()
 
@@ -61,7 +67,7 @@ def medplum(server: Server, tmp_path: Path) -> Iterator[Medplum]:
 class Medplum:
     """``npx medplum …`` in a folder with a Bot's source, its compiled file and an empty configuration."""
 
-    def __init__(self, server: Server, folder: Path) -> None:
+    def __init__(self, server: Server, folder: Path, deno_cache: Path) -> None:
         self.server = server
         self.folder = folder
         (folder / "src").mkdir()
@@ -75,6 +81,7 @@ class Medplum:
 
         self.environment = {
             "HOME": str(folder),
+            "DENO_DIR": str(deno_cache),
             "NO_COLOR": "1",
             "MEDPLUM_BASE_URL": server.base_url,
             "MEDPLUM_CLIENT_ID": server.client_id,
