@@ -273,10 +273,11 @@ class _TakenBackError(Exception):
     pass
 
 
+PLANS = {"collected": (sql.RARE, 200), "walked": (-1, -1), "mixed": (1, 1)}
+"""What makes a search take each of its ways: `RARE` and `CHAIN_KEYS`."""
+
+
 @pytest.mark.usefixtures("database")
-@pytest.mark.parametrize(
-    ("rare", "keys"), [(sql.RARE, 200), (-1, -1), (1, 1)], ids=["collected", "walked", "mixed"]
-)
 @given(
     values=st.lists(VALUES, min_size=1, max_size=4),
     clauses=st.lists(CONDITIONS, min_size=1, max_size=3).map(tuple),
@@ -288,18 +289,12 @@ class _TakenBackError(Exception):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_sql_means_what_match_means(
-    rare: int,
-    keys: int,
     values: list[IndexValues],
     clauses: tuple[Condition, ...],
     alternatives: list[tuple[Condition, ...]] | None,
 ) -> None:
     request = SearchRequest("Basic", clauses)
-    with _world(values) as world, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sql, "RARE", rare)
-        patch.setattr(sql, "CHAIN_KEYS", keys)
-        query = sql.Query(_store(world), request, alternatives)
-        found = {row[0] for row in query.page()}
+    with _world(values) as world:
         expected = {
             id_
             for id_, each in world.values.items()
@@ -309,8 +304,13 @@ def test_sql_means_what_match_means(
                 or any(match(SearchRequest("Basic", each_), each, world.exists) for each_ in alternatives)
             )
         }
-        assert found == expected
-        assert query.total() == len(expected)
+        for plan, (rare, keys) in PLANS.items():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sql, "RARE", rare)
+                patch.setattr(sql, "CHAIN_KEYS", keys)
+                query = sql.Query(_store(world), request, alternatives)
+                assert {row[0] for row in query.page()} == expected, plan
+                assert query.total() == len(expected), plan
 
 
 @pytest.mark.usefixtures("database")
