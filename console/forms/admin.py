@@ -35,6 +35,11 @@ class InviteForm(forms.Form):
         help_text="For a person who has no account yet. At least 8 characters.",
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
     )
+    send_email = forms.BooleanField(
+        label="Send email",
+        required=False,
+        help_text="With a link to choose a password. Without email and first password the person asks for the link on the sign-in page.",
+    )
     admin = forms.BooleanField(label="Project admin", required=False)
 
     def refuse(self, outcome: dict[str, Any]) -> None:

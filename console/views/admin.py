@@ -92,13 +92,15 @@ def project_invite(request: HttpRequest) -> HttpResponse:
             email=data["email"],
             password=data["password"] or None,
             membership={"admin": True} if data["admin"] else None,
+            send_email=data["send_email"],
         )
         try:
             member_invite(repository, invitation)
         except FhirError as error:
             form.refuse(error.outcome)
         else:
-            messages.success(request, "The person is a member now.")
+            sent = " An email with a link to choose a password was sent." if data["send_email"] else ""
+            messages.success(request, f"The person is a member now.{sent}")
             return HttpResponseRedirect("/admin/users")
     return render_page(
         request,

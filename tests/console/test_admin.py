@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Any
 
 import pytest
+from django.core import mail
+from django.test import Client
 
 from bots.api import bot_create
 from fhirstore.api import Invitation, client_create, member_invite
-from tests.console.conftest import Person
+from tests.console.conftest import PASSWORD, Person
 from tests.console.test_bot import record_run
 
 
@@ -53,6 +56,40 @@ def test_a_person_is_invited(alice: Person) -> None:
     again = alice.post("/admin/invite", data)
     assert again.status_code == 422
     assert "already a member" in again.content.decode()
+
+
+DORA = {"first_name": "Dora", "last_name": "New", "role": "Practitioner"}
+
+
+def test_an_invitation_mails_the_link_to_choose_a_password_when_asked_to(alice: Person) -> None:
+    assert re.search(r'<input type="checkbox" name="send_email"[^>]*>', alice.page("/admin/invite"))
+    data = DORA | {"email": f"dora-{alice.membership}@example.com"}
+    assert alice.post("/admin/invite", data).status_code == 302
+    assert mail.outbox == []
+
+    data["email"] = f"mailed-{alice.membership}@example.com"
+    page = alice.client.post("/admin/invite", data | {"send_email": "on"}, follow=True).content.decode()
+    assert "An email with a link to choose a password was sent." in page
+    (message,) = mail.outbox
+    assert message.to == [data["email"]]
+    assert message.subject == "Welcome to Project of alice"
+    (path,) = re.findall(r"/setpassword/\S+", str(message.body))
+    assert "/setpassword/" not in page
+    visitor = Client()
+    assert visitor.post(path, {"password": PASSWORD}).status_code == 302
+    signed = visitor.post("/signin", {"email": data["email"], "password": PASSWORD})
+    assert signed.headers["Location"] == "/"
+
+
+def test_a_mail_server_that_refuses_is_named_and_the_person_is_a_member(alice: Person, settings: Any) -> None:
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 1  # where nobody listens
+    data = DORA | {"email": f"dora-{alice.membership}@example.com", "send_email": "on"}
+    answer = alice.post("/admin/invite", data)
+    assert answer.status_code == 422
+    page = answer.content.decode()
+    assert "The person is a member now, but the email could not be sent: the mail server refused it" in page
+    assert "Dora New" in alice.page("/admin/users")
 
 
 def test_bots_are_listed_by_membership(alice: Person, bot: str) -> None:
