@@ -28,12 +28,15 @@ from bots.subscriptions import INTERACTION_URL, INTERACTIONS, PAUSED, watch_of
 from bots.triggers import deliveries_replay, schedule_run_now
 from bots.websockets import PATH as WEBSOCKET_PATH
 from bots.websockets import serve as serve_websocket
+from bots.wheels import MAX_PACKED as MAX_WHEEL_BYTES
+from bots.wheels import wheel_add, wheel_remove, wheels
 
 __all__ = [
     "DEFAULT_SOURCE",
     "INTERACTIONS",
     "INTERACTION_URL",
     "MAX_OUTCOME_DESC",
+    "MAX_WHEEL_BYTES",
     "PAUSED",
     "RUN",
     "WEBSOCKET_PATH",
@@ -77,5 +80,8 @@ __all__ = [
     "serve_websocket",
     "subscription_state",
     "watch_of",
+    "wheel_add",
+    "wheel_remove",
+    "wheels",
     "with_bot_hosts",
 ]

@@ -64,6 +64,8 @@ class Wheel(models.Model):
     author = models.CharField(max_length=128)
     author_display = models.CharField(max_length=255, blank=True)
     created = models.DateTimeField()
+    size: int
+    """Bytes of the content; in lists only, which leave the content out."""
 
     class Meta:
         constraints = [

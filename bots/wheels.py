@@ -21,6 +21,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from django.db.models import QuerySet
+from django.db.models.functions import Length
 
 from bots.models import Wheel
 from fhirstore.api import (
@@ -70,7 +71,8 @@ class Facts:
 def wheels(repository: Repository) -> list[Wheel]:
     """Return the wheels of the project, by name, without content; raises FhirError (403) unless the caller is an admin."""
     _check(repository)
-    return list(_listed(repository.identity.project))
+    found = _listed(repository.identity.project).annotate(size=Length("content"))  # type: ignore[no-redef]  # declared for callers
+    return list(found)
 
 
 def wheel_add(repository: Repository, content: bytes) -> Facts:

@@ -52,6 +52,7 @@ ICONS: Final = [
     "logout",
     "menu-2",
     "moon",
+    "package",
     "player-pause",
     "player-play",
     "plus",

@@ -56,6 +56,7 @@ _MENU: tuple[tuple[str, bool, tuple[tuple[str, str, str], ...]], ...] = (
             ("Users", "/admin/users", "users"),
             ("Clients", "/admin/clients", "key"),
             ("Bots in project", "/admin/bots", "apps"),
+            ("Packages", "/admin/packages", "package"),
             ("Secrets", "/admin/secrets", "lock"),
             ("Settings", "/admin/settings", "settings"),
         ),

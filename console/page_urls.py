@@ -15,6 +15,7 @@ from console.views import (
     environment,
     history,
     overview,
+    package,
     resource,
     schedule,
     secret,
@@ -91,6 +92,7 @@ urlpatterns: list[URLPattern] = [
     # Project
     path("admin/project", admin.project_page, name="project_page"),
     path("admin/settings", admin.project_settings, name="project_settings"),
+    path("admin/packages", package.project_packages, name="project_packages"),
     path("admin/secrets", secret.project_secrets, name="project_secrets"),
     path("admin/bots", admin.project_bots, name="project_bots"),
     path("admin/bots/new", bot.bot_new, name="bot_new"),

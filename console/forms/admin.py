@@ -21,6 +21,17 @@ class ClientForm(forms.Form):
     )
 
 
+class PackageForm(forms.Form):
+    """A wheel to add."""
+
+    file = forms.FileField(
+        label="Wheel",
+        widget=forms.FileInput(attrs={"accept": ".whl"}),
+        error_messages={"required": "Choose a file.", "empty": "The file is empty."},
+        help_text="A file …-py3-none-any.whl: pure Python, at most 16 MB for all wheels of the project. It replaces one of the same name.",
+    )
+
+
 class InviteForm(forms.Form):
     """A person who becomes a member of the project."""
 
