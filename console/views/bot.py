@@ -20,7 +20,7 @@ from console.timeline import Run, run_of
 from console.views.auditevent import event_filters, event_page
 from console.views.resource import page_context
 from console.views.subscription import news_url, subscription_rows
-from fhirstore.api import FhirError, Repository, Stored, parse
+from fhirstore.api import FhirError, Repository, Stored, membership_of_profile, parse
 
 PAGE: Final = 20
 MAX_RECENT: Final = 1000
@@ -143,6 +143,7 @@ def bot_page(request: HttpRequest, id: str) -> HttpResponse:
     stored, bot = access.read(repository, "Bot", id)
     items, older = bot_story(repository, stored, before=request.GET.get("before"))
     context = bot_context(repository, bot, "Timeline") | {
+        "policy_url": policy_url(repository, bot),
         "items": items,
         "older": older,
         "empty": "Nothing has happened yet. Deploy the Bot, then press Execute.",
@@ -182,6 +183,19 @@ def bot_events(request: HttpRequest, id: str) -> HttpResponse:
     page = event_page(repository, event_filters(request.GET), entity=f"Bot/{id}")
     context = bot_context(repository, bot, "Event") | page | {"of_bot": True}
     return render_page(request, "bot/events.html", context)
+
+
+def policy_url(repository: Repository, bot: dict[str, Any]) -> str:
+    """Where an admin limits a Bot that may read and write everything; empty if an AccessPolicy or its caller's limits it already."""
+    membership = membership_of_profile(repository.identity.project, f"Bot/{bot['id']}")
+    if membership is None or bot.get("runAsUser"):
+        return ""
+    try:
+        resource = repository.read("ProjectMembership", membership).resource
+    except FhirError:  # a policy of the reader's own may hide memberships
+        return ""
+    is_limited = resource.get("accessPolicy") or resource.get("access")
+    return "" if is_limited else f"/ProjectMembership/{membership}/edit"
 
 
 def bot_context(repository: Repository, bot: dict[str, Any], tab: str) -> dict[str, Any]:

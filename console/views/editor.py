@@ -18,6 +18,7 @@ from console.htmx import is_fragment, render_page
 from console.source import Problem, Source, problems_of, source_of
 from console.templatetags.console import seconds
 from console.timeline import FAILURES
+from console.views.bot import policy_url
 from fhirstore.api import FhirError, Repository
 
 MAX_OUTPUT: Final = 200_000
@@ -247,6 +248,7 @@ def bot_editor(request: HttpRequest, id: str) -> HttpResponse:
         "show_result": editor.result is not None,
         "timeout": editor.bot.get("timeout") or DEFAULT_TIMEOUT,
         "runs_as": "the caller" if editor.bot.get("runAsUser") else "this Bot",
+        "policy_url": "" if is_fragment(request) else policy_url(repository, editor.bot),
         "editor_url": f"/Bot/{id}/editor",
         "tabs": navigation.tabs("Bot", id, "Editor"),
         "crumbs": [("Bots", "/Bot"), (editor.bot.get("name") or "Bot", f"/Bot/{id}")],

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bots.api import bot_create
 from fhirstore.api import Repository, system_identity
 from tests.console.conftest import Person
 
@@ -197,3 +198,29 @@ def test_deleting_a_bot_names_what_still_points_to_it(alice: Person, bot: str) -
     }
     alice.post("/Subscription/new", data)
     assert "Subscription on Patient" in alice.page(f"/Bot/{bot}/delete")
+
+
+def test_a_bot_without_a_policy_is_said_to_be_unlimited_and_where_that_is_changed(
+    alice: Person, bot: str
+) -> None:
+    said = "No access policy: this Bot can read and write everything in the project."
+    for url in (f"/Bot/{bot}", f"/Bot/{bot}/editor"):
+        assert said in alice.page(url)
+    found = re.search(r'<a href="(/ProjectMembership/[^"]+/edit)">', alice.page(f"/Bot/{bot}/editor"))
+    assert found is not None
+    assert "accessPolicy" in alice.page(found.group(1))
+
+    repository = alice.repository
+    policy = repository.create(
+        {"resourceType": "AccessPolicy", "name": "p", "resource": [{"resourceType": "Patient"}]}
+    )
+    membership = repository.read("ProjectMembership", found.group(1).split("/")[2]).resource
+    repository.update({**membership, "accessPolicy": {"reference": f"AccessPolicy/{policy.id}"}})
+    for url in (f"/Bot/{bot}", f"/Bot/{bot}/editor"):
+        assert said not in alice.page(url)
+
+    of_caller = bot_create(repository, name="as-caller", language="javascript").id
+    repository.update({**repository.read("Bot", of_caller).resource, "runAsUser": True})
+    orphan = repository.create({"resourceType": "Bot", "name": "orphan"}).id
+    for id in (of_caller, orphan):
+        assert said not in alice.page(f"/Bot/{id}")
