@@ -32,6 +32,7 @@ from console.celery import app
 from console.postgres import ROLE, EmbeddedPostgres
 from console.supervisor import Service, beat, web_server, worker
 from tests.browser.chromium import FLAGS, find_chromium
+from tests.tls import TLS
 
 SPEED = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 """Tests need no durability from the embedded database; what is durable is tested in `tests/platform`."""
@@ -141,7 +142,7 @@ class Server:
         deadline, answer = time.monotonic() + patience, "no answer"
         while time.monotonic() < deadline:
             try:
-                response = httpx.get(f"{self.base_url}/healthcheck", timeout=5)
+                response = httpx.get(f"{self.base_url}/healthcheck", timeout=5, verify=TLS)
                 answer = response.text
                 if response.status_code == 200:
                     return

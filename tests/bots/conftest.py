@@ -15,6 +15,7 @@ import pytest
 from fhirstore.api import Repository, identity_of_membership, system_identity
 from fhirstore.bootstrap import bootstrap
 from tests.conftest import Server
+from tests.tls import TLS
 
 HELLO = "export async function handler(medplum, event) { console.log('Hello world'); return event.input; }\n"
 
@@ -113,6 +114,6 @@ def new_project(server: Server) -> Iterator[Project]:
     )
     headers = {"X-Medplum": "extended"}
     with httpx.Client(
-        base_url=server.base_url, auth=(client_id, secret), timeout=60, headers=headers
+        base_url=server.base_url, auth=(client_id, secret), timeout=60, headers=headers, verify=TLS
     ) as http:
         yield Project(made.project, http, Repository(identity_of_membership(made.membership)))

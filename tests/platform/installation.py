@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 
+from tests.tls import TLS
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 60.0
 
@@ -89,7 +91,7 @@ class Installation:
     def health(self) -> dict[str, Any]:
         """What /healthcheck answers; an empty dictionary while nothing answers."""
         try:
-            answer: dict[str, Any] = httpx.get(f"{self.base_url}/healthcheck", timeout=10).json()
+            answer: dict[str, Any] = httpx.get(f"{self.base_url}/healthcheck", timeout=10, verify=TLS).json()
         except httpx.TransportError:
             return {}
         return answer
