@@ -19,6 +19,7 @@ from django.conf import settings
 
 from tests.conftest import database_url, free_port
 from tests.platform.installation import ROOT, Installation, descendants_of, is_alive, wait_for
+from tests.tls import TLS
 
 CLIENT, SECRET = str(uuid.uuid4()), uuid.uuid4().hex
 
@@ -96,59 +97,11 @@ def authenticates(running: Installation) -> bool:
             f"{running.base_url}/oauth2/token",
             data={"grant_type": "client_credentials", "client_id": CLIENT, "client_secret": SECRET},
             timeout=10,
+            verify=TLS,
         )
     except httpx.TransportError:
         return False
     return answer.status_code == 200
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything_cleanly(running: Installation, number: signal.Signals) -> None:
-    processes = running.descendants()
-    assert len(processes) > 5
-    assert running.signal(number) == 0
-    assert [command for pid, command in processes.items() if is_alive(pid)] == []
-    log = (running.data / "log" / "postgres.log").read_text()
-    assert "database system is shut down" in log
-
-
-def test_the_second_start_makes_nothing_anew_and_keeps_the_data(installation: Installation) -> None:
-    if installation.process is not None:
-        installation.signal(signal.SIGTERM)
-    said = "\n".join(installation.start())
-    assert "Creating" not in said
-    assert "password" not in said
-    assert authenticates(installation)
-
-
-def test_nothing_outlives_the_command_even_when_it_is_killed(running: Installation) -> None:
-    processes = running.descendants()
-    assert running.signal(signal.SIGKILL) == -signal.SIGKILL
-    wait_for(lambda: not any(is_alive(pid) for pid in processes))
-    running.start()
-    running.wait_until_healthy()
-
-
-def test_a_start_right_after_the_kill_finds_the_data_whole(running: Installation) -> None:
-    running.signal(signal.SIGKILL)
-    running.start()  # what the killed one left is still ending
-    running.wait_until_healthy()
-    assert authenticates(running)
-
-
-def test_the_services_form_runs_on_a_given_database(database: None, assets: None) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fhirbots-services-"))
-    broker = {"CELERY_BROKER_URL": settings.CELERY_BROKER_URL}
-    services = Installation(
-        folder / "unused", free_port(), DATABASE_URL=database_url(), SECRET_KEY=settings.SECRET_KEY, **broker
-    )
-    services.start()
-    services.wait_until_healthy()
-    processes = services.descendants()
-    assert services.signal(signal.SIGTERM) == 0
-    assert [command for pid, command in processes.items() if is_alive(pid)] == []
-    assert not services.data.exists()
-    shutil.rmtree(folder)
 
 
 def refusal(answer: subprocess.CompletedProcess[str]) -> str:
@@ -170,6 +123,53 @@ def test_a_busy_port_is_refused(running: Installation, tmp_path: Path) -> None:
     answer = running.command("--port", str(running.port), "--data", str(tmp_path))
     assert f"Port {running.port} of 127.0.0.1 cannot be used: Address already in use" in refusal(answer)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_cleanly(running: Installation, number: signal.Signals) -> None:
+    processes = running.descendants()
+    assert len(processes) > 5
+    assert running.signal(number) == 0
+    assert [command for pid, command in processes.items() if is_alive(pid)] == []
+    log = (running.data / "log" / "postgres.log").read_text()
+    assert "database system is shut down" in log
+
+
+def test_the_second_start_makes_nothing_anew_and_keeps_the_data(installation: Installation) -> None:
+    if installation.process is not None:
+        installation.signal(signal.SIGTERM)
+    said = "\n".join(installation.start())
+    assert "Creating" not in said
+    assert "password" not in said
+    assert authenticates(installation)
+
+
+def test_a_start_right_after_the_kill_finds_the_data_whole(running: Installation) -> None:
+    running.signal(signal.SIGKILL)
+    running.start()  # what the killed one left is still ending
+    running.wait_until_healthy()
+    assert authenticates(running)
+
+
+def test_nothing_outlives_the_command_even_when_it_is_killed(running: Installation) -> None:
+    processes = running.descendants()
+    assert running.signal(signal.SIGKILL) == -signal.SIGKILL
+    wait_for(lambda: not any(is_alive(pid) for pid in processes))
+
+
+def test_the_services_form_runs_on_a_given_database(database: None, assets: None) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="fhirbots-services-"))
+    broker = {"CELERY_BROKER_URL": settings.CELERY_BROKER_URL}
+    services = Installation(
+        folder / "unused", free_port(), DATABASE_URL=database_url(), SECRET_KEY=settings.SECRET_KEY, **broker
+    )
+    services.start()
+    services.wait_until_healthy()
+    processes = services.descendants()
+    assert services.signal(signal.SIGTERM) == 0
+    assert [command for pid, command in processes.items() if is_alive(pid)] == []
+    assert not services.data.exists()
+    shutil.rmtree(folder)
 
 
 def test_a_port_that_is_none_is_refused(installation: Installation, tmp_path: Path) -> None:
