@@ -1,19 +1,25 @@
 """Messages to workers: Celery's, sent and taken without what Celery does for tasks that have retries, limits or results.
 
 Ours have none of these, and that would take longer than to run a warm Bot. A message is a bell or a call (:mod:`bots.calls`).
+Where sender and worker share a machine it goes from one to the other (:mod:`bots.shortcut`), else through Celery's broker.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
 from celery import Task, current_app
-from django.db import close_old_connections
+from django.conf import settings
+from django.db import close_old_connections, connections
 
+from bots.shortcut import Inlet, Outlet, meeting_place
 from fhirstore.api import log_failure
 
 _log = logging.getLogger(__name__)
@@ -40,8 +46,11 @@ def hand_over(task: Direct, _app: Any, consumer: Any, **_: Any) -> Callable[...,
 
 
 def _run(task: Direct, body: str | bytes) -> None:
+    _call(task, orjson.loads(body)[0])
+
+
+def _call(task: Any, arguments: list[Any]) -> None:
     try:
-        arguments, _named, _embedded = orjson.loads(body)
         task.run(*arguments)
     except Exception as error:  # noqa: BLE001  whatever it is, nobody else would tell of it
         log_failure(task.name, error)
@@ -59,6 +68,8 @@ def send(task: Any, queue: str, *arguments: Any) -> None:
     The message is that of Celery's protocol 2 (https://docs.celeryq.dev/en/stable/internals/protocol.html), put together here
     because ``apply_async`` takes four times as long.
     """
+    if _outlet_sends(queue, task.name, arguments):
+        return
     id_ = uuid.uuid4().hex
     headers = {
         "lang": "py",
@@ -91,3 +102,72 @@ def send(task: Any, queue: str, *arguments: Any) -> None:
             retry=True,
             retry_policy=current_app.conf.task_publish_retry_policy,
         )
+
+
+# --- the short way ---------------------------------------------------------------------------------------------------
+
+
+def _outlet_sends(queue: str, name: str, arguments: tuple[Any, ...]) -> bool:
+    outlet = _outlet()
+    return outlet is not None and outlet.send(queue, orjson.dumps([name, arguments]))
+
+
+@cache
+def _outlet() -> Outlet | None:
+    folder, database = _meeting_place()
+    return None if folder is None else Outlet(folder, database)
+
+
+def _meeting_place() -> tuple[Path | None, str]:
+    given = connections["default"].settings_dict
+    is_embedded = settings.CELERY_BROKER_URL.startswith("postgresql")
+    return meeting_place(str(given["HOST"])) if is_embedded else None, str(given["NAME"])
+
+
+class ShortWay:
+    """Takes the messages that come the short way to this worker, beside Celery's threads: each of its own waits for one."""
+
+    def __init__(self) -> None:
+        self._inlets: list[Inlet] = []
+        self._threads: list[threading.Thread] = []
+        self._waits = True
+
+    def open(self, queues: Iterable[str]) -> None:
+        """Take messages of these queues, if there is a short way here."""
+        folder, database = _meeting_place()
+        if folder is None:
+            return
+        for queue in queues:
+            try:
+                inlet = Inlet(folder, database, queue)
+            except OSError as error:
+                _log.warning("Messages go through the broker only: %s", error.strerror)
+                return
+            self._inlets.append(inlet)
+            for number in range(settings.WORKER_THREADS):
+                thread = threading.Thread(
+                    target=_take, args=(inlet,), name=f"messages-{queue}-{number}", daemon=True
+                )
+                thread.start()
+                self._threads.append(thread)
+
+    def close(self, *, wait: bool) -> None:
+        """Take no more. `wait`: what was taken shall be done before the process ends."""
+        self._waits = wait
+        for inlet in self._inlets:
+            inlet.close()
+
+    def join(self) -> None:
+        """Wait until everything that was taken is done, if that is wanted."""
+        for thread in self._threads if self._waits else ():
+            thread.join()
+
+
+def _take(inlet: Inlet) -> None:
+    while body := inlet.take():
+        name, arguments = orjson.loads(body)
+        _call(current_app.tasks[name], arguments)
+
+
+short_way: Final = ShortWay()
+"""Of this process."""

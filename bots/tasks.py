@@ -26,7 +26,7 @@ from bots import (
     subscriptions,
     websockets,
 )
-from bots.messages import Direct, send
+from bots.messages import Direct, send, short_way
 from bots.workers import lease
 from fhirstore.api import FhirError, log_failure
 
@@ -158,10 +158,17 @@ def _start_worker(**_: Any) -> None:
 @signals.worker_ready.connect
 def _sweep_at_start(**_: Any) -> None:
     """Take over at once what a predecessor has left behind."""
+    short_way.open(current_app.amqp.queues.consume_from)
     _send(sweep, "system")
+
+
+@signals.worker_shutting_down.connect
+def _take_no_more(how: str, **_: Any) -> None:
+    short_way.close(wait=how == "Warm")
 
 
 @signals.worker_shutdown.connect
 def _stop_worker(**_: Any) -> None:
+    short_way.join()
     execution.close_pool()
     lease.drop()

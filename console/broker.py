@@ -4,7 +4,6 @@ A message is a row of the UNLOGGED table ``console_message`` and a NOTIFY on the
 ``select`` until the bell rings, then takes what it may with ``DELETE … SKIP LOCKED … RETURNING``. Nothing polls.
 Delivery is at most once: a message is gone when it is taken, and the server empties the table after a crash. That is
 enough here, because a message is only a doorbell for rows that are safe in ordinary tables (shared design §4).
-Where publisher and consumer share a machine, as in the embedded form, most messages take a shorter way (:mod:`console.shortcut`).
 
 Selected by the broker URL ``postgresql://default``, which means the database that Django calls "default".
 """
@@ -25,8 +24,6 @@ import psycopg
 from django.db import connections
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from psycopg import sql
-
-from console.shortcut import Inlet, Outlet, meeting_place
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +76,7 @@ class Channel(virtual.Channel):
         return body.decode() if isinstance(body, bytes) else body, encoding or "utf-8"
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
-        body = orjson.dumps(message)
-        if not self.connection.hand_over(queue, body):
-            self.connection.put(queue, body)
+        self.connection.execute(PUT, {"queue": queue, "body": orjson.dumps(message).decode()})
 
     def _take(self, queues: list[str], limit: int) -> list[tuple[int, str, str]]:
         names = f"{{{','.join(queues)}}}"  # psycopg takes longer to make an array than all the rest of this
@@ -96,24 +91,16 @@ class Channel(virtual.Channel):
         """Hand over the waiting messages of the consumed queues; raises ``queue.Empty`` when there are none."""
         room: int | None = self.qos.can_consume_max_estimate()  # None: no limit
         limit = BATCH if room is None else room
-        deliver = callback or self.connection._deliver
-        handed_over = self.connection.handed_over(limit)
-        for queue, message in handed_over:
-            deliver(orjson.loads(message), queue)
-        limit -= len(handed_over)
-        if handed_over and not self.connection.may_hold_more:
-            return
         rows = self._take(self._active_queues, limit) if self._active_queues and limit else []
-        self.connection.may_hold_more = bool(limit) and len(rows) == limit
-        for _id, queue, body in rows:
-            deliver(orjson.loads(body), queue)
-        if not rows and not handed_over:
+        if not rows:
             raise Empty
+        self.connection.may_hold_more = len(rows) == limit
+        for _id, queue, body in rows:
+            (callback or self.connection._deliver)(orjson.loads(body), queue)
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
         """Consume from `queue`, and listen for its bell from now on."""
         self.connection.listen(queue)
-        self.connection.open_inlet(queue)
         return super().basic_consume(queue, *args, **kwargs)
 
     def _size(self, queue: str) -> int:
@@ -145,20 +132,12 @@ class Transport(virtual.Transport):
         self._session: psycopg.Connection[tuple[Any, ...]] | None = None
         self._bells: set[str] = set()
         self.may_hold_more = True
-        """There may be messages in the table whose bell has rung already."""
-        parameters = connections["default"].settings_dict
-        self._database = str(parameters["NAME"])
-        self._folder = meeting_place(str(parameters["HOST"]))
-        self._outlet = Outlet(self._folder, self._database) if self._folder else None
-        self._inlets: list[Inlet] = []
+        """There may be messages whose bell has rung already."""
         self._lock = threading.RLock()
         self._bell, self._rope = socket.socketpair()
         self._rope.setblocking(False)
         for end in (self._bell, self._rope):  # kombu drops broken connections without closing them
             weakref.finalize(self, end.close)
-        weakref.finalize(self, _close, self._inlets)
-        if self._outlet is not None:
-            weakref.finalize(self, self._outlet.close)
         _transports.add(self)
 
     def driver_version(self) -> str:
@@ -176,27 +155,6 @@ class Transport(virtual.Transport):
             if self._session is None or self._session.closed:
                 self._session = self._connect()
             return self._session.execute(statement, parameters)
-
-    def put(self, queue: str, body: bytes) -> None:
-        """Lay a message down in the table."""
-        self.execute(PUT, {"queue": queue, "body": body.decode()})
-
-    def hand_over(self, queue: str, body: bytes) -> bool:
-        """Give a message straight to a consumer on this machine; False if none takes it."""
-        return self._outlet is not None and self._outlet.send(queue, body)
-
-    def handed_over(self, limit: int) -> list[tuple[str, bytes]]:
-        """The messages that have come the short way, at most `limit`, with their queues."""
-        found: list[tuple[str, bytes]] = []
-        for inlet in self._inlets:
-            found += [(inlet.queue, body) for body in inlet.take(limit - len(found))]
-        return found
-
-    def open_inlet(self, queue: str) -> None:
-        """Take messages of `queue` that come the short way from now on, if there is one here."""
-        if self._folder is not None and queue not in [inlet.queue for inlet in self._inlets]:
-            with contextlib.suppress(OSError):
-                self._inlets.append(Inlet(self._folder, self._database, queue))
 
     def listen(self, queue: str) -> None:
         """Let the bell of `queue` wake this connection, also after a reconnect."""
@@ -222,13 +180,6 @@ class Transport(virtual.Transport):
 
         Raises ``TimeoutError`` when nothing was there: after `timeout` seconds, or earlier after a false alarm.
         """
-        try:
-            self._drain_events(timeout)
-        except psycopg.Error:
-            _close(self._inlets)  # kombu takes another connection now, and nobody would look into these
-            raise
-
-    def _drain_events(self, timeout: float | None) -> None:
         cycle: Any = self.cycle
         if self.may_hold_more:
             self.may_hold_more = False
@@ -248,11 +199,6 @@ class Transport(virtual.Transport):
         poll = select.poll()
         poll.register(session.fileno(), select.POLLIN)
         poll.register(self._bell, select.POLLIN)
-        inlets: set[int] = set()
-        if all(channel.qos.can_consume() for channel in self.channels or ()):
-            inlets = {inlet.fileno() for inlet in self._inlets}
-        for descriptor in inlets:
-            poll.register(descriptor, select.POLLIN)
         wait = None if timeout is None else int(timeout * 1000)
         ready = {descriptor for descriptor, _event in poll.poll(0 if _stopping.is_set() else wait)}
         if self._bell.fileno() in ready:
@@ -262,7 +208,6 @@ class Transport(virtual.Transport):
                 session.pgconn.consume_input()  # raises OperationalError when the server has gone
                 while session.pgconn.notifies():
                     pass
-        self.may_hold_more = not ready or bool(ready - inlets)
 
     def wake(self) -> None:
         """Make a sleeping `drain_events` look again; any thread may call it."""
@@ -271,24 +216,11 @@ class Transport(virtual.Transport):
 
     def close_connection(self, connection: Any) -> None:
         """Give back the messages that were taken but not begun, then close."""
-        left = _close(self._inlets)
         super().close_connection(connection)
-        for queue, body in left:
-            with contextlib.suppress(psycopg.Error):
-                self.put(queue, body)
         if self._session is not None:
             self._session.close()
         self._bell.close()
         self._rope.close()
-
-
-def _close(inlets: list[Inlet]) -> list[tuple[str, bytes]]:
-    """Take no more the short way; returns what nobody has taken, with its queue."""
-    left: list[tuple[str, bytes]] = []
-    while inlets:
-        inlet = inlets.pop()
-        left += [(inlet.queue, body) for body in inlet.close()]
-    return left
 
 
 _transports: weakref.WeakSet[Transport] = weakref.WeakSet()

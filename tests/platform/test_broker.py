@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -118,67 +116,6 @@ def test_no_more_is_taken_than_may_be_prefetched_and_the_rest_is_given_back(queu
     with app.connection_for_read() as connection, consuming(connection, queue) as again:
         drain(connection, again, 10)
     assert sorted(again) == list(range(10))
-
-
-def test_a_publisher_beside_the_consumer_needs_no_table(queue: Queue) -> None:
-    if not _is_beside_the_database():
-        return  # messages take the short way only where the database is reached by a socket of this machine
-    with app.connection_for_read() as connection, consuming(connection, queue, prefetch=50) as got:
-        publish(queue, *range(3))
-        assert _stored(queue) == 0
-        drain(connection, got, 3)
-        long = "x" * 100_000
-        publish(queue, long)
-        assert _stored(queue) == 1
-        drain(connection, got, 4)
-        publish(queue, *range(4, 400))  # more than a socket holds
-        assert 0 < _stored(queue) < 396
-        drain(connection, got, 400)
-        assert not has_more(connection)
-    assert got[:4] == [0, 1, 2, long]
-    assert sorted(got[4:]) == list(range(4, 400))
-
-
-def test_a_consumer_that_goes_leaves_its_messages_to_others(queue: Queue) -> None:
-    with app.connection_for_read() as connection, consuming(connection, queue, prefetch=50):
-        publish(queue, *range(5))
-    publish(queue, 5)
-    with app.connection_for_read() as connection, consuming(connection, queue, prefetch=50) as got:
-        drain(connection, got, 6)
-        assert not has_more(connection)
-    assert sorted(got) == list(range(6))
-
-
-def test_the_socket_of_a_killed_consumer_deceives_nobody(queue: Queue) -> None:
-    if not _is_beside_the_database():
-        return
-    host = django_connection.settings_dict["HOST"]
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED, host, django_connection.settings_dict["NAME"], queue.name],
-        check=False,
-    )
-    assert killed.returncode == -9
-    publish(queue, "after the kill")
-    assert _stored(queue) == 1
-
-
-_KILLED = """
-import os, sys
-from pathlib import Path
-from console.shortcut import Inlet
-inlet = Inlet(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
-os.kill(os.getpid(), 9)
-"""
-
-
-def _is_beside_the_database() -> bool:
-    return settings.CELERY_BROKER_URL.startswith("postgresql") and not settings.DATABASE_URL
-
-
-def _stored(queue: Queue) -> int:
-    with django_connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM console_message WHERE queue = %s", [queue.name])
-        return int(cursor.fetchone()[0])
 
 
 def test_an_acknowledgement_from_another_thread_lets_the_next_message_in(queue: Queue) -> None:

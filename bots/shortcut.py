@@ -1,8 +1,8 @@
-"""The short way of a message when its publisher and a consumer share a machine: a datagram from one to the other.
+"""The short way of a message when its sender and a worker share a machine: a datagram from one to a thread of the other.
 
-Each consumer of a queue has a Unix socket in the folder of the embedded database's own. A publisher sends to one of them, each in its
-turn; whenever that does not succeed at once (no consumer, a full one, a message too long for a datagram), the message goes the
-long way, through the table (:mod:`console.broker`). Both promise the same: a message is delivered at most once.
+A worker has a Unix socket for each of its queues, beside the embedded database's own, and threads that wait at it. A sender tries
+one worker after the other, each in its turn; whenever that does not succeed at once (no worker, a full one, a message too long for
+a datagram), the message goes the long way, through the broker and Celery. Both promise the same: it is delivered at most once.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ import os
 import secrets
 import socket
 import stat
+import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Final
 
 MAX_MESSAGE: Final = 64 * 1024
-"""Bytes of a datagram; what is longer goes through the table."""
+"""Bytes of a datagram; what is longer goes the long way."""
 
 KNOWN_FOR: Final = 1.0
-"""Seconds for which a publisher remembers which consumers there are."""
+"""Seconds for which a sender remembers which workers there are."""
 
 
 def meeting_place(host: str) -> Path | None:
-    """The folder where publishers and consumers meet whose database has its socket in the folder `host`.
+    """The folder where senders and workers meet whose database has its socket in the folder `host`.
 
-    None if `host` is a name or an address, or if others than the folder's owner could put a socket there.
+    None if `host` is a name or an address, if others than the folder's owner could put a socket there, or if this is not Linux: only
+    there threads that wait for a datagram can be told that none will come.
     """
-    if not host.startswith("/"):
+    if not host.startswith("/") or sys.platform != "linux":
         return None
     try:
         mode = Path(host).stat().st_mode
@@ -44,7 +47,7 @@ def _prefix(database: str, queue: str) -> str:
 
 
 class Inlet:
-    """A consumer's end.
+    """A worker's end.
 
     Args:
         folder: the meeting place.
@@ -54,41 +57,30 @@ class Inlet:
     """
 
     def __init__(self, folder: Path, database: str, queue: str) -> None:
-        self.queue = queue
         self._path = folder / f"{_prefix(database, queue)}{secrets.token_hex(3)}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.bind(os.fspath(self._path))
             self._path.chmod(0o600)
         except OSError:
             self._socket.close()
             raise
+        weakref.finalize(self, self._socket.close)  # not before the last thread has let go of it
 
-    def fileno(self) -> int:
-        """What to wait for messages on."""
-        return self._socket.fileno()
+    def take(self) -> bytes:
+        """Wait for a message; empty when it is closed and all that had come have been taken. Any thread may call it."""
+        return self._socket.recv(MAX_MESSAGE)
 
-    def take(self, limit: int) -> list[bytes]:
-        """At most `limit` of the messages that have come."""
-        found: list[bytes] = []
-        with contextlib.suppress(BlockingIOError):
-            while len(found) < limit:
-                found.append(self._socket.recv(MAX_MESSAGE))
-        return found
-
-    def close(self) -> list[bytes]:
-        """Take no more; returns the messages nobody has taken."""
+    def close(self) -> None:
+        """Let no more in."""
         with contextlib.suppress(OSError):
             self._path.unlink()
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)  # from now on publishers are refused
-        left = self.take(1_000_000)
-        self._socket.close()
-        return left
+            self._socket.shutdown(socket.SHUT_RD)  # senders are refused, those that wait are woken
 
 
 class Outlet:
-    """A publisher's end; threads may share it.
+    """A sender's end; threads may share it.
 
     Args:
         folder: the meeting place.
@@ -99,34 +91,31 @@ class Outlet:
         self._folder = folder
         self._database = database
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        weakref.finalize(self, self._socket.close)
         self._lock = threading.Lock()
-        self._consumers: dict[str, tuple[float, list[str]]] = {}
+        self._workers: dict[str, tuple[float, list[str]]] = {}
 
     def send(self, queue: str, body: bytes) -> bool:
-        """Give the message to a consumer; False if there is none that takes it at once."""
+        """Give the message to a worker; False if there is none that takes it at once."""
         if len(body) > MAX_MESSAGE:
             return False
         for path in self._in_turn(queue):
             try:
                 self._socket.sendto(body, path)
-            except (ConnectionRefusedError, FileNotFoundError):  # it was killed, or has just stopped
+            except (ConnectionRefusedError, FileNotFoundError, BrokenPipeError):  # killed, or just stopped
                 with contextlib.suppress(OSError):
                     Path(path).unlink()
                 with self._lock:
-                    self._consumers.pop(queue, None)
+                    self._workers.pop(queue, None)
             except OSError:  # it is full
                 continue
             else:
                 return True
         return False
 
-    def close(self) -> None:
-        """Send no more."""
-        self._socket.close()
-
     def _in_turn(self, queue: str) -> list[str]:
         with self._lock:
-            looked, paths = self._consumers.get(queue, (0.0, []))
+            looked, paths = self._workers.get(queue, (0.0, []))
             now = time.monotonic()
             if now - looked > KNOWN_FOR:
                 prefix = _prefix(self._database, queue)
@@ -134,5 +123,5 @@ class Outlet:
                     paths = [each.path for each in os.scandir(self._folder) if each.name.startswith(prefix)]
                 looked = now
             paths = paths[1:] + paths[:1]
-            self._consumers[queue] = looked, paths
+            self._workers[queue] = looked, paths
             return paths
