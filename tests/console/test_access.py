@@ -18,6 +18,7 @@ from console.views import (
     environment,
     history,
     overview,
+    package,
     resource,
     schedule,
     secret,
@@ -38,6 +39,7 @@ ADMIN_PAGES = (
     "/admin/invite",
     "/admin/clients",
     "/admin/clients/new",
+    "/admin/packages",
     "/admin/secrets",
     "/admin/settings",
 )
@@ -130,7 +132,7 @@ def test_posts_need_the_form_token(alice: Person, bot: str) -> None:
 
 
 VIEW_MODULES: tuple[ModuleType, ...] = (
-    admin, auditevent, bot, deployment, editor, environment, history, overview, resource, schedule, secret, subscription, page_urls,
+    admin, auditevent, bot, deployment, editor, environment, history, overview, package, resource, schedule, secret, subscription, page_urls,
 )  # fmt: skip
 
 
