@@ -149,7 +149,7 @@ def register() -> None:
 
 
 def get_binding_token(request: OperationRequest) -> Json:
-    """``Subscription/{id}/$get-ws-binding-token``: a token for :data:`PATH`, for the author of the Subscription only."""
+    """``Subscription/{id}/$get-ws-binding-token``: a token for a WebSocket, for the author of the Subscription only."""
     identity = request.repository.identity
     subscription = request.repository.read("Subscription", request.id or "").resource
     if not is_websocket(subscription):
