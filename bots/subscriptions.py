@@ -7,6 +7,7 @@ the Subscription is written, with the reason; nothing is dropped silently later.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -369,8 +370,28 @@ _ONE_AT_A_TIME = 5_270_001
 """Advisory lock of the dispatcher: deliveries must appear in the order of their changes."""
 
 
+_dispatching = threading.Lock()
+_is_dispatch_wanted = threading.Event()
+
+
 def dispatch_changes() -> int:
     """Turn waiting changes into deliveries; returns how many deliveries were made.
+
+    One thread of a process at a time: others make it look again, and need not wait with a connection in their hands.
+    """
+    made = 0
+    _is_dispatch_wanted.set()
+    while _is_dispatch_wanted.is_set() and _dispatching.acquire(blocking=False):
+        try:
+            _is_dispatch_wanted.clear()
+            made += _dispatch()
+        finally:
+            _dispatching.release()
+    return made
+
+
+def _dispatch() -> int:
+    """Dispatch what waits now.
 
     One transaction per batch: deliveries in, changes out. Dispatchers take turns, so that the deliveries of a resource come
     into being in the order of its changes. The changes of a project whose Subscriptions cannot be read wait for the next time.
