@@ -155,7 +155,6 @@ def test_what_a_python_handler_raises_is_the_answer(project: Project) -> None:
         ("\n\ndef handler(medplum):\n    pass\n", "must take two arguments", (3, 1)),
         ("import os\n\nimport nonsense\n\n\ndef handler(m, e): ...\n", "No module named 'nonsense'", (3, 1)),
         ("handler = 1 / 0\n", "ZeroDivisionError: division by zero", (1, 11)),
-        ("while True:\n    pass\n", "time limit", None),
     ],
 )
 def test_python_that_cannot_run_is_not_deployed(

@@ -88,6 +88,15 @@ def test_a_flood_of_lines_is_cut_in_the_middle(python_pool: SandboxPool) -> None
     assert result.log[1000].text == "… 3900 more lines were left out here …"
 
 
+def test_a_dry_load_that_never_ends_is_found(
+    python_pool: SandboxPool, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bots.sandbox.pool.CHECK_SECONDS", 1.5)
+    source = "while True:\n    pass\n\ndef handler(medplum, event): ...\n"
+    (problem,) = python_pool.check(replace(python_program(source), native=native))
+    assert "time limit" in problem.text
+
+
 @pytest.mark.parametrize(
     ("body", "failure", "text"),
     [
