@@ -40,20 +40,21 @@ def hand_over(task: Direct, _app: Any, consumer: Any, **_: Any) -> Callable[...,
         def accept(*_: Any) -> None:
             acknowledge(_log, consumer.connection_errors)
 
-        consumer.pool.apply_async(_run, (task, message.body), accept_callback=accept, callback=_ignore)
+        consumer.pool.apply_async(_run, (message.body, task), accept_callback=accept, callback=_ignore)
 
     return take
 
 
-def _run(task: Direct, body: str | bytes) -> None:
-    _call(task, orjson.loads(body)[0])
-
-
-def _call(task: Any, arguments: list[Any]) -> None:
+def _run(body: str | bytes, task: Any = None) -> None:
+    """Run the task a message is for: the arguments come first in it, then, if it came the short way, the task's name."""
+    name = "message"
     try:
+        arguments, *others = orjson.loads(body)
+        task = task or current_app.tasks[others[0]]
+        name = task.name
         task.run(*arguments)
     except Exception as error:  # noqa: BLE001  whatever it is, nobody else would tell of it
-        log_failure(task.name, error)
+        log_failure(name, error)
     finally:
         close_old_connections()
 
@@ -109,7 +110,7 @@ def send(task: Any, queue: str, *arguments: Any) -> None:
 
 def _outlet_sends(queue: str, name: str, arguments: tuple[Any, ...]) -> bool:
     outlet = _outlet()
-    return outlet is not None and outlet.send(queue, orjson.dumps([name, arguments]))
+    return outlet is not None and outlet.send(queue, orjson.dumps([arguments, name]))
 
 
 @cache
@@ -165,8 +166,7 @@ class ShortWay:
 
 def _take(inlet: Inlet) -> None:
     while body := inlet.take():
-        name, arguments = orjson.loads(body)
-        _call(current_app.tasks[name], arguments)
+        _run(body)
 
 
 short_way: Final = ShortWay()

@@ -9,10 +9,15 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import bots.tasks
+from bots.messages import send
 from bots.shortcut import MAX_MESSAGE, Inlet, Outlet, meeting_place
+from tests.bots.conftest import Project
+from tests.conftest import Server
 
 
 @pytest.fixture
@@ -92,3 +97,11 @@ def test_the_place_is_the_folder_of_the_databases_socket_if_only_its_owner_may_w
     assert meeting_place("/nowhere") is None
     folder.chmod(0o777)
     assert meeting_place(os.fspath(folder)) is None
+
+
+def test_messages_a_worker_does_not_understand_do_not_stop_it(server: Server, project: Project) -> None:
+    bot = project.bot()
+    send(bots.tasks.execute_bot, "bots", "too few arguments")
+    for _ in range(12):  # more than it has threads, not so many that the socket would be full and be left out
+        send(SimpleNamespace(name="bots.tasks.of_another_version"), "bots")
+    assert project.execute(bot).status_code == 200
