@@ -62,6 +62,19 @@ class Project:
             f"/fhir/R4/Bot/{bot_id}/$execute", json={} if value is None else value, headers=headers
         )
 
+    def restricted_client(self) -> dict[str, Any]:
+        """A ClientApplication, with its secret, that sees active Patients only, and no birth dates."""
+        policy = {
+            "resourceType": "AccessPolicy",
+            "resource": [
+                {"resourceType": "Patient", "criteria": "Patient?active=true", "hiddenFields": ["birthDate"]},
+                {"resourceType": "Subscription"},
+            ],
+        }
+        reference = f"AccessPolicy/{self.post('/fhir/R4/AccessPolicy', policy)['id']}"
+        given = {"name": "C", "accessPolicy": {"reference": reference}}
+        return self.post(f"/admin/projects/{self.id}/client", given)
+
     def subscribe(self, bot_id: str, criteria: str, status: int = 201, **elements: Any) -> Any:
         """Create an active Subscription with a Bot as endpoint."""
         subscription = {

@@ -85,22 +85,12 @@ def test_replay_has_it_too(project: Project, tag: str) -> None:
 
 
 def test_it_is_what_the_author_of_the_subscription_may_see(project: Project, tag: str) -> None:
-    policy = {
-        "resourceType": "AccessPolicy",
-        "resource": [
-            {"resourceType": "Patient", "criteria": "Patient?active=true", "hiddenFields": ["birthDate"]},
-            {"resourceType": "Subscription"},
-        ],
-    }
-    reference = f"AccessPolicy/{project.post('/fhir/R4/AccessPolicy', policy)['id']}"
-    client = project.post(
-        f"/admin/projects/{project.id}/client", {"name": "C", "accessPolicy": {"reference": reference}}
-    )
     subscription = {
         "resourceType": "Subscription", "status": "active", "reason": "test", "extension": ASKED,
         "criteria": f"Patient?identifier=urn:test|{tag}",
         "channel": {"type": "rest-hook", "endpoint": f"Bot/{project.bot(TELL, filename='a.cjs')}"},
     }  # fmt: skip
+    client = project.restricted_client()
     with httpx.Client(base_url=project.http.base_url, auth=(client["id"], client["secret"])) as author:
         asked = author.post("/fhir/R4/Subscription", json=subscription).json()["id"]
     made = project.post("/fhir/R4/Patient", patient(tag, active=False, birthDate="2000-01-01"))

@@ -285,22 +285,12 @@ def test_subscription_whose_end_has_passed_hears_nothing(project: Project, tag: 
 def test_author_hears_only_what_its_access_policy_lets_it_read(
     project: Project, remote: Remote, tag: str
 ) -> None:
-    policy = {
-        "resourceType": "AccessPolicy",
-        "resource": [
-            {"resourceType": "Patient", "criteria": "Patient?active=true", "hiddenFields": ["birthDate"]},
-            {"resourceType": "Subscription"},
-        ],
-    }
-    reference = f"AccessPolicy/{project.post('/fhir/R4/AccessPolicy', policy)['id']}"
-    client = project.post(
-        f"/admin/projects/{project.id}/client", {"name": "C", "accessPolicy": {"reference": reference}}
-    )
     subscription = {
         "resourceType": "Subscription", "status": "active", "reason": "test",
         "criteria": f"Patient?identifier=urn:test|{tag}",
         "channel": {"type": "rest-hook", "endpoint": f"{remote.rule}/{tag}"},
     }  # fmt: skip
+    client = project.restricted_client()
     author = httpx.Client(base_url=project.http.base_url, auth=(client["id"], client["secret"]), timeout=30)
     made = author.post("/fhir/R4/Subscription", json=subscription).json()["id"]
     observations = author.post(
